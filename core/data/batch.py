@@ -1,0 +1,67 @@
+"""What one forward sees: a padded batch that knows, on the CPU, how much the loss is averaged over."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from core.data.reading import BadSample
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One example, ready to be collated."""
+
+    sample_id: str
+    inputs: Tensor  # (T, F) features or (S,) waveform
+    targets: Tensor  # (U,) int64
+    num_targets: int  # what counts for the loss; 0 where the example can teach nothing (infeasible for CTC)
+    audio_s: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples padded with zeros to the longest.
+
+    `num_targets` is what the loss sum is divided by, counted here because collation knows what will count.
+    An empty micro-batch is one dummy example with weight 0, so that no rank is missing from a collective.
+    """
+
+    inputs: Tensor  # (B, T, F) or (B, S)
+    input_lengths: Tensor  # (B,) int64
+    targets: Tensor  # (B, U) int64
+    target_lengths: Tensor  # (B,) int64
+    sample_ids: list[str]
+    num_targets: int
+    audio_s: float  # of the examples
+    padded_audio_s: float  # with padding
+    bad: list[BadSample] = field(default_factory=list)
+
+    def to(self, device: torch.device) -> "Batch":
+        tensors = ("inputs", "input_lengths", "targets", "target_lengths")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors})
+
+    def pin_memory(self) -> "Batch":
+        """Called by the loader where batches go to a GPU."""
+        tensors = ("inputs", "input_lengths", "targets", "target_lengths")
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in tensors})
+
+
+def collate(samples: Sequence[Sample], *, bad: Sequence[BadSample] = (), dummy: Sample) -> Batch:
+    """Pad examples into a batch; where none is left, `dummy` stands in and counts for nothing."""
+    rows = list(samples) or [dummy]
+    input_lengths = torch.tensor([len(row.inputs) for row in rows])  # (B,)
+    target_lengths = torch.tensor([len(row.targets) for row in rows])  # (B,)
+    longest_s = max((row.audio_s for row in samples), default=0.0)
+    return Batch(
+        inputs=torch.nn.utils.rnn.pad_sequence([row.inputs for row in rows], batch_first=True),
+        input_lengths=input_lengths,
+        targets=torch.nn.utils.rnn.pad_sequence([row.targets for row in rows], batch_first=True),
+        target_lengths=target_lengths,
+        sample_ids=[row.sample_id for row in samples],
+        num_targets=sum(row.num_targets for row in samples),
+        audio_s=sum(row.audio_s for row in samples),
+        padded_audio_s=longest_s * len(samples),
+        bad=list(bad),
+    )

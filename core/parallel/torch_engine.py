@@ -1,0 +1,130 @@
+"""The engine of plain torch: a replica a rank (DDP) or parameters sharded over ranks (FSDP2)."""
+
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from core.distributed import Ranks
+from core.optim import OptimConfig, build_optimizer
+from core.parallel.clipping import clip_gradients
+from core.parallel.engine import ParallelConfig
+from core.parallel.loss_scale import LossScale
+from core.parallel.weights import load_weights, save_weights
+
+COMPUTE_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class HasBlocks(Protocol):
+    """A model that says which of its modules are the unit of checkpointing, compiling and sharding."""
+
+    def blocks(self) -> list[nn.Module]: ...
+
+
+class TorchEngine:
+    """DDP or FSDP2 with autocast or a mixed-precision policy; the update is skipped on the device where it must be."""
+
+    def __init__(self, model: nn.Module, config: ParallelConfig, *, optim: OptimConfig, ranks: Ranks) -> None:
+        if config.precision == "fp16" and ranks.device.type == "cpu":
+            raise ValueError("parallel.precision=fp16 needs a GPU; use fp32 or bf16 on a CPU")
+        self._ranks = ranks
+        self._dtype = COMPUTE_DTYPE.get(config.precision)
+        self._bare = model.to(ranks.device)
+        _prepare_blocks(model, config)
+        if config.strategy == "fsdp2":
+            self.model = self._shard()
+        else:
+            self.model = self._replicate()
+        self._optimizer = build_optimizer(self._bare, optim)
+        self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._loss_scale = LossScale(ranks.device) if config.precision == "fp16" else None
+
+    def _replicate(self) -> nn.Module:
+        if self._dtype is not None:  # autocast inside forward, so that it also covers calls of the bare model
+            autocast = torch.autocast(self._ranks.device.type, dtype=self._dtype)
+            self._bare.forward = autocast(self._bare.forward)  # type: ignore[method-assign]
+        if self._ranks.dp_size == 1:
+            return self._bare
+        device_ids = [self._ranks.device.index] if self._ranks.device.type == "cuda" else None
+        assert self._ranks.mesh is not None
+        group = self._ranks.mesh.get_group("dp")
+        return DistributedDataParallel(
+            self._bare, device_ids=device_ids, process_group=group, gradient_as_bucket_view=True
+        )
+
+    def _shard(self) -> nn.Module:
+        if self._ranks.mesh is None:
+            raise ValueError("parallel.strategy=fsdp2 needs at least 2 ranks; use ddp for one")
+        policy = MixedPrecisionPolicy(param_dtype=self._dtype, reduce_dtype=torch.float32)
+        for block in cast(HasBlocks, self._bare).blocks():
+            fully_shard(block, mesh=self._ranks.mesh["dp"], mp_policy=policy)
+        return fully_shard(self._bare, mesh=self._ranks.mesh["dp"], mp_policy=policy)
+
+    @contextmanager
+    def accumulate(self, *, last: bool) -> Iterator[None]:
+        if isinstance(self.model, DistributedDataParallel) and not last:
+            with self.model.no_sync():
+                yield
+            return
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(last)
+        yield
+
+    def backward(self, loss: Tensor) -> None:
+        (loss if self._loss_scale is None else loss * self._loss_scale.scale).backward()
+
+    def step(self, *, max_norm: float | None, lr: float) -> Tensor:
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        if self._loss_scale is not None:
+            self._loss_scale.unscale(gradients)
+        norm = clip_gradients(gradients, max_norm=max_norm)
+        is_bad = (~torch.isfinite(norm)).float()
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        # Fused optimizers leave parameters and states alone where found_inf is 1: no copy to the host, no branch.
+        self._optimizer.found_inf = is_bad  # type: ignore[attr-defined]
+        self._optimizer.grad_scale = None  # type: ignore[attr-defined]
+        self._optimizer.step()
+        self.discard()
+        if self._loss_scale is not None:
+            self._loss_scale.update(is_bad)
+        return norm
+
+    def discard(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def save(self, directory: Path) -> Future[None]:
+        return save_weights(self._bare, self._optimizer, directory, group=self._ranks.saves)
+
+    def load(self, directory: Path, *, weights_only: bool = False) -> None:
+        load_weights(self._bare, self._optimizer, directory, group=self._ranks.votes, weights_only=weights_only)
+
+    def state(self) -> dict[str, Any]:
+        return {} if self._loss_scale is None else self._loss_scale.state()
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        if self._loss_scale is not None:
+            self._loss_scale.restore(state)
+
+
+def _prepare_blocks(model: nn.Module, config: ParallelConfig) -> None:
+    """Activation checkpointing, then compile, block by block, in place."""
+    if not (config.activation_checkpointing or config.compile):
+        return
+    blocks = set(cast(HasBlocks, model).blocks())
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if child not in blocks:
+                continue
+            if config.activation_checkpointing:
+                child = checkpoint_wrapper(child, checkpoint_impl=CheckpointImpl.NO_REENTRANT)
+            if config.compile:
+                child.compile()
+            setattr(parent, name, child)

@@ -1,0 +1,176 @@
+"""The data plan: which cuts make step k, as a pure function of (seed, segment, sources, rules).
+
+    plan = Plan([Source("train", index.durations_s)], config.plan, seed=config.seed)
+    for step in plan.steps(position):                                      # endless; from anywhere at the same cost
+        mine = rank_micro_batches(step, dp_rank=ranks.dp_rank, dp_size=ranks.dp_size)
+        ...
+        position = step.after                                              # all there is to save
+
+The stream of draws (blend.py) is cut into chunks and each chunk made into whole steps (chunk.py) by itself, so a
+resume rebuilds one chunk, whatever the step. A step is the same on any number of ranks.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, overload
+
+import numpy as np
+
+from core.samplers.admission import Source, admit
+from core.samplers.blend import Blend, Draw
+from core.samplers.buckets import make_buckets
+from core.samplers.chunk import Chunk, make_chunk
+from core.samplers.evaluation import EvaluationPlan
+from core.samplers.rules import PlanConfig
+from core.samplers.statistics import PlanStatistics
+from core.seeding import key64
+
+__all__ = [
+    "Draw", "EvaluationPlan", "Plan", "PlanConfig", "PlannedStep", "Position", "Source", "check_dp_size",
+    "rank_micro_batches",
+]  # fmt: skip
+
+_SAMPLE = 100_000  # draws that the edges of the buckets follow from
+
+
+class Position(NamedTuple):
+    """A place between two steps: `offset` steps of chunk `chunk` are done. As JSON: `_asdict()`, `Position(**...)`."""
+
+    segment: int
+    chunk: int
+    offset: int
+
+
+class MicroBatches(Sequence[list[Draw]]):
+    """The micro-batches of one step, made when they are asked for: a rank makes its own and no others."""
+
+    def __init__(self, chunk: Chunk, *, first: int, num: int) -> None:
+        self._chunk = chunk
+        self._numbers = range(first, first + num)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> list[Draw]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[list[Draw]]: ...
+    def __getitem__(self, index: int | slice) -> list[Draw] | list[list[Draw]]:
+        if isinstance(index, slice):
+            return [self._chunk.micro_batch(number) for number in self._numbers[index]]
+        return self._chunk.micro_batch(self._numbers[index])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)  # sent to another process as plain lists, not with the whole chunk
+
+
+class PlannedStep(NamedTuple):
+    """One step: its micro-batches, `micro_batches_per_step` of them (some may be empty), and the position after it."""
+
+    micro_batches: Sequence[list[Draw]]
+    after: Position
+
+
+class Plan:
+    """The endless sequence of steps over weighted sources. Raises ValueError for sources that cannot be planned.
+
+    `segment` counts the changes of the blend within a run: each segment is a plan of its own.
+    """
+
+    def __init__(self, sources: Sequence[Source], config: PlanConfig, *, seed: int, segment: int = 0) -> None:
+        _check_sources(sources)
+        self.config = config
+        self.seed = seed
+        self.segment = segment
+        self._admitted = [admit(source, config) for source in sources]
+        self._blend = Blend(self._admitted, seed=seed, segment=segment)
+        longest_s = max(one.longest_s for one in self._admitted) or config.allowed_s  # 0 when all are over the budget
+        sample = self._blend.draws(0, min(_SAMPLE, sum(one.num for one in self._admitted))).duration_s
+        sample = np.minimum(sample, np.float32(longest_s))
+        self._buckets = make_buckets(sample, num_buckets=config.num_buckets, longest_s=longest_s)
+
+    def steps(self, start: Position | None = None) -> Iterator[PlannedStep]:
+        """The steps from a position on (default: from the first of this segment), without end."""
+        start = start or Position(self.segment, 0, 0)
+        if start.segment != self.segment:
+            raise ValueError(
+                f"the position is in segment {start.segment} of the data, this plan is segment {self.segment}: "
+                f"continue with the blend of segment {start.segment}, or accept the changed data (--accept data), "
+                f"which begins a new segment at Position(segment={self.segment}, chunk=0, offset=0)"
+            )
+        if start.chunk < 0 or start.offset < 0:
+            raise ValueError(f"{start} is no position: chunk and offset count from 0")
+        chunk = self.chunk(start.chunk)
+        if start.offset > chunk.num_steps:
+            raise ValueError(
+                f"{start} lies behind the {chunk.num_steps} steps of its chunk: the data or the rules of the plan are "
+                f"not those it was saved with; restore them, or accept the change (--accept data)"
+            )
+        return self._steps_from(chunk, start)
+
+    def chunk(self, number: int) -> Chunk:
+        """Chunk `number` of this segment: time and memory follow from its own size only."""
+        draws = self._blend.draws(*self._blend.stretch(number, most=self.config.chunk_draws))
+        key = key64(self.seed, "plan.order", self.segment, number)
+        return make_chunk(draws, self.config, buckets=self._buckets, key=key)
+
+    @property
+    def allowed_s(self) -> float | None:
+        """What the reader crops cuts to; None where none is to be cropped."""
+        return self.config.allowed_s if self.config.over_budget == "crop" else None
+
+    @cached_property
+    def statistics(self) -> PlanStatistics:
+        """What the plan skips and packs; `statistics.describe()` says it in lines for the log."""
+        return PlanStatistics(self.config, self._admitted, self.chunk(0))
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a source is added, removed, renamed, weighted or cut differently: a new segment."""
+        sources = [(one.source, one.checksum) for one in self._admitted]
+        facts = [(source.name, source.weight, len(source.durations_s), checksum) for source, checksum in sources]
+        return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
+
+    def _steps_from(self, chunk: Chunk, start: Position) -> Iterator[PlannedStep]:
+        per_step = self.config.micro_batches_per_step
+        number, offset = start.chunk, start.offset
+        while True:
+            for step in range(offset, chunk.num_steps):
+                is_last = step + 1 == chunk.num_steps
+                after = Position(self.segment, number + 1, 0) if is_last else Position(self.segment, number, step + 1)
+                yield PlannedStep(MicroBatches(chunk, first=step * per_step, num=per_step), after)
+            number, offset = number + 1, 0
+            chunk = self.chunk(number)
+
+
+def rank_micro_batches(step: PlannedStep, *, dp_rank: int, dp_size: int) -> list[list[Draw]]:
+    """This rank's share of a step: micro-batches dp_rank, dp_rank + dp_size, ...
+
+    Raises ValueError when the micro-batches cannot be shared out evenly.
+    """
+    check_dp_size(dp_size, micro_batches_per_step=len(step.micro_batches))
+    assert 0 <= dp_rank < dp_size, (dp_rank, dp_size)
+    return list(step.micro_batches[dp_rank::dp_size])
+
+
+def check_dp_size(dp_size: int, *, micro_batches_per_step: int) -> None:
+    """Raises ValueError unless every one of dp_size ranks gets the same number of micro-batches."""
+    if dp_size < 1 or micro_batches_per_step % dp_size:
+        *most, last = [str(size) for size in range(1, micro_batches_per_step + 1) if micro_batches_per_step % size == 0]
+        choices = f"{', '.join(most)} or {last}" if most else last
+        raise ValueError(
+            f"dp size {dp_size} must divide plan.micro_batches_per_step={micro_batches_per_step}; use {choices}"
+        )
+
+
+def _check_sources(sources: Sequence[Source]) -> None:
+    if not sources:
+        raise ValueError("a plan needs at least one source; name one in the blend")
+    names = [source.name for source in sources]
+    for source in sources:
+        if names.count(source.name) > 1:
+            raise ValueError(f"source {source.name!r} occurs {names.count(source.name)} times; name each source once")
+        if isinstance(source.weight, bool) or not isinstance(source.weight, int) or source.weight < 1:
+            raise ValueError(f"source {source.name!r}: weight={source.weight!r} must be an integer of at least 1")

@@ -1,0 +1,267 @@
+"""Checkpoints of a run: saved while training goes on, whole or not at all, found damaged before they are loaded.
+
+A save: all ranks copy their share of the state (the engine), go on training, and write, hash and publish it in the
+background over a process group of its own; at a step boundary the ranks vote that all are finished (`poll`).
+A restore: the newest complete checkpoint whose hashes hold; damaged ones are said and set aside.
+What lies on disk: checkpoint_files.py.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import replace
+from math import isfinite
+from pathlib import Path
+from typing import Annotated, Any, Protocol, TypeVar
+
+from pydantic import Field
+
+from core.background import in_background
+from core.config import section
+from core.distributed import Ranks
+from core.runfiles import read_json, write_json
+from core.train import checkpoint_files as files
+from core.train.hashes import damage
+from core.train.retention import BestConfig, best_first, outlived
+from core.train.saving import CheckpointError, Save, StorageError
+
+__all__ = ["BestConfig", "CheckpointConfig", "CheckpointError", "CheckpointStore", "Engine", "StorageError"]
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+@section
+class CheckpointConfig:
+    """When to save (every `every_steps`), and what to keep: the last ones, every so many steps, the best by a metric.
+
+    `asynchronous`: write in the background while training goes on.
+    """
+
+    every_steps: Annotated[int, Field(ge=1)] | None = None
+    keep_last: Annotated[int, Field(ge=1)] = 2
+    keep_every_steps: Annotated[int, Field(ge=1)] | None = None
+    keep_best: BestConfig | None = None
+    asynchronous: bool = True
+
+
+class Engine(Protocol):
+    """What a checkpoint asks of a strategy."""
+
+    def save(self, directory: Path) -> Future[None]:
+        """Write this rank's share; done when it is on disk. The caller may change the state at once."""
+
+    def load(self, directory: Path, *, weights_only: bool = False) -> None:
+        """Read it back, at this or another number of ranks."""
+
+
+class CheckpointStore:
+    """The checkpoints of one run. All ranks call every method together, but for `newest` and `best`."""
+
+    def __init__(self, directory: Path, config: CheckpointConfig, *, ranks: Ranks, token: int) -> None:
+        """`token`: the number of the run's lease; a later holder has a greater one."""
+        self._directory = directory
+        self._config = config
+        self._ranks = ranks
+        self._token = token
+        self._metrics: dict[int, dict[str, float]] = {}
+        self._under_way: Future[None] | None = None
+        self.save_s = 0.0  # from the start of the last save until it was complete: what a stop must leave time for
+
+    def is_due(self, step: int) -> bool:
+        return self._config.every_steps is not None and step % self._config.every_steps == 0
+
+    def save(
+        self,
+        engine: Engine,
+        state: Mapping[str, Any],
+        *,
+        step: int,
+        metrics: Mapping[str, float] | None = None,
+        wait: bool = False,
+    ) -> None:
+        """Start saving the run as it is now; a step that is saved already is left alone.
+
+        `state` goes to state.json. `wait`: come back when the checkpoint is complete. An error of this or of the save
+        before it (StorageError, CheckpointError) is raised on all ranks alike.
+        """
+        state_text = json.dumps(state, indent=1, allow_nan=False) + "\n"
+        self.wait()
+        # The same votes as ours, but on the group of the saves.
+        save = Save(self._directory, step, self._token, ranks=replace(self._ranks, votes=self._ranks.saves))
+        if self._on_first(lambda: self._begin(save), failed=save.give_up):
+            self._under_way = self._start(save, engine, state_text)
+        if metrics is not None:
+            self.record_metrics(step, metrics)
+        if wait or not self._config.asynchronous:
+            self.wait()
+
+    def poll(self) -> None:
+        """Take note of a finished save, at a step boundary. One small vote while a save is under way, else nothing."""
+        if self._under_way is not None and self._ranks.all(self._under_way.done()):
+            self.wait()
+
+    def wait(self) -> None:
+        """Come back when no save is under way; raises what went wrong in it."""
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.result()
+
+    def record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """What the checkpoint of `step` scored, for keep_best; it may still be on its way to the disk."""
+        if self._ranks.is_first:
+            self._metrics[step] = {name: value for name, value in metrics.items() if isfinite(value)}
+            self._write_metrics(step)
+
+    def newest(self) -> Path | None:
+        """The newest complete checkpoint."""
+        complete = files.list_complete(self._directory)
+        return complete[-1].directory if complete else None
+
+    def best(self) -> Path | None:
+        """The best complete checkpoint by keep_best; None where nothing is scored."""
+        if self._config.keep_best is None:
+            return None
+        ranked = best_first(files.list_complete(self._directory), self._config.keep_best)
+        return ranked[0].directory if ranked else None
+
+    def restore(self, engine: Engine) -> dict[str, Any] | None:
+        """Load the newest complete checkpoint whose hashes hold, and give its state; None if there never was one.
+
+        CheckpointError where there are checkpoints and none holds, or where one that holds does not fit the engine.
+        """
+        self.wait()
+        candidates, history = self._on_first(self._look, failed=str)
+        damaged: list[Path] = []
+        for name in candidates:
+            path = self._directory / name
+            if problem := self._damage(path):
+                damaged.append(path)
+                self._say(f"checkpoint {path} is damaged and not used: {problem}")
+                continue
+            state = self._load(engine, path, weights_only=False)
+            self._set_aside(damaged)
+            return state
+        if history:
+            raise CheckpointError(
+                f"{self._directory} has checkpoints, but none can be loaded: {', '.join(history)}; "
+                "repair one, or move them away to start over"
+            )
+        return None
+
+    def load_weights_only(self, engine: Engine, path: Path) -> None:
+        """Take the weights, not the optimizer, of any complete checkpoint: for scoring and fine-tuning."""
+        if not self._ranks.all((path / files.COMPLETE).exists()):
+            raise CheckpointError(f"{path} is not a complete checkpoint: it has no {files.COMPLETE}")
+        if problem := self._damage(path):
+            raise CheckpointError(f"checkpoint {path} is damaged: {problem}")
+        self._load(engine, path, weights_only=True)
+
+    # ---- saving
+
+    def _begin(self, save: Save) -> bool:
+        """Make the temporary directory; False where the step is saved already."""
+        if any(checkpoint.step == save.step for checkpoint in files.list_complete(self._directory)):
+            return False
+        files.make_temporary(save.temporary)
+        return True
+
+    def _start(self, save: Save, engine: Engine, state_text: str) -> Future[None]:
+        started = time.monotonic()
+        try:
+            written = engine.save(save.temporary / files.WEIGHTS)
+        except OSError as error:  # on this rank; the others learn of it in the background
+            written = Future()
+            written.set_exception(error)
+
+        def finish() -> None:
+            save.finish(written, state_text=state_text)
+            self.save_s = time.monotonic() - started
+            if self._ranks.is_first:
+                self._write_metrics(save.step)
+                self._remove_outlived()
+
+        return in_background(finish, name="checkpoint")
+
+    def _write_metrics(self, step: int) -> None:
+        """Called when metrics come and when a checkpoint is complete, whichever is later."""
+        final = files.final_directory(self._directory, step=step)
+        if step in self._metrics and (final / files.COMPLETE).exists():
+            try:
+                write_json(final / files.METRICS, self._metrics[step])
+            except OSError as error:  # on rank 0 only; the next save tells all of them
+                logger.warning("the score of checkpoint %s is not written: %s", final, error)
+
+    def _remove_outlived(self) -> None:
+        """Called once there is a newer one; what cannot be removed stays."""
+        complete = files.list_complete(self._directory)
+        old = outlived(
+            complete,
+            keep_last=self._config.keep_last,
+            keep_every_steps=self._config.keep_every_steps,
+            keep_best=self._config.keep_best,
+        )
+        unmarked = [c for c in files.list_unmarked(self._directory) if c.step < complete[-1].step]
+        for checkpoint in old + unmarked:
+            try:
+                files.remove(checkpoint, token=self._token)
+            except (OSError, ValueError, KeyError) as error:
+                logger.warning("checkpoint %s is not removed: %s", checkpoint.directory, error)
+
+    # ---- loading
+
+    def _look(self) -> tuple[list[str], list[str]]:
+        """Names to try, best first, and names of all that there ever was. What dead processes left is removed."""
+        for name in files.remove_temporary(self._directory, token=self._token):
+            logger.warning("removed %s, which was never finished", self._directory / name)
+        newest_first = reversed(files.list_checkpoints(self._directory))
+        # One without a marker may still hold: the process was killed between the rename and the marker.
+        names = [c.directory.name for c in sorted(newest_first, key=lambda c: not c.is_complete)]
+        return names, names + files.list_damaged(self._directory)
+
+    def _damage(self, path: Path) -> str | None:
+        """The first damage that any rank found; every rank looks at its share."""
+        found = self._ranks.gather(damage(path, rank=self._ranks.rank, world_size=self._ranks.world_size))
+        return next((f"{problem} (rank {rank})" for rank, problem in enumerate(found) if problem is not None), None)
+
+    def _load(self, engine: Engine, path: Path, *, weights_only: bool) -> dict[str, Any]:
+        problem: str | None = None
+        cause: Exception | None = None
+        state: dict[str, Any] = {}
+        try:
+            engine.load(path / files.WEIGHTS, weights_only=weights_only)
+            state = read_json(path / files.STATE)
+        except Exception as error:
+            problem, cause = f"{type(error).__name__}: {error}", error
+        if problem := next(filter(None, self._ranks.gather(problem)), None):
+            raise CheckpointError(f"checkpoint {path} is intact, but cannot be loaded: {problem}") from cause
+        return state
+
+    def _set_aside(self, damaged: list[Path]) -> None:
+        """Only once another one is loaded: a storage that fails altogether must not cost a checkpoint its name."""
+        for path in damaged if self._ranks.is_first else []:
+            try:
+                logger.warning("%s is now %s: look at it and remove it", path, files.set_aside(path).name)
+            except OSError as error:
+                logger.warning("%s keeps its name: %s", path, error)
+
+    # ---- all ranks alike
+
+    def _on_first(self, work: Callable[[], T], *, failed: Callable[[str], str]) -> T:
+        """What `work` gives on rank 0, on every rank; its OSError is a StorageError on every rank."""
+        outcome: tuple[T | None, str | None] = (None, None)
+        if self._ranks.is_first:
+            try:
+                outcome = (work(), None)
+            except OSError as error:
+                outcome = (None, failed(str(error)))
+        result, failure = self._ranks.from_first(outcome)
+        if failure is not None:
+            raise StorageError(failure)
+        return result
+
+    def _say(self, text: str) -> None:
+        if self._ranks.is_first:
+            logger.warning(text)

@@ -1,0 +1,97 @@
+"""The lease of a run directory: one job at a time may write, and its token tells its records from an older job's."""
+
+import fcntl
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from core.runfiles import LEASE, ExitCode, now, read_json, write_json
+
+HEARTBEAT_S = 15.0
+STALE_S = 90.0
+
+
+class LeaseHeld(RuntimeError):
+    """Another job is at work in the run directory."""
+
+    exit_code = ExitCode.LEASE
+
+
+class Lease:
+    """Held by rank 0 of a job while it trains; `token` grows by one with every holder."""
+
+    def __init__(self, directory: Path, *, job_id: str) -> None:
+        """Take the lease or raise LeaseHeld, naming the holder."""
+        self._path = directory / LEASE
+        with _guarded(directory):
+            holder = self._read()
+            if holder and _is_alive(holder):
+                raise LeaseHeld(
+                    f"{directory} is in use by job {holder['job_id']} on {holder['host']} (process {holder['pid']}, "
+                    f"last seen {holder['seen']}); wait for it, or cancel it, or choose another run.name"
+                )
+            self.token = (holder or {}).get("token", 0) + 1
+            process = psutil.Process()
+            self._record = {
+                "token": self.token,
+                "job_id": job_id,
+                "host": socket.gethostname(),
+                "pid": process.pid,
+                "started": process.create_time(),
+            }
+            self._beat()
+        self._ended = threading.Event()
+        self.lost = False
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Let the next job in at once."""
+        self._ended.set()
+        self._thread.join()
+        if not self.lost:
+            write_json(self._path, {**self._record, "seen": now(), "heartbeat": 0.0})
+
+    def _keep(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            holder = self._read()
+            if holder and holder["token"] != self.token:
+                self.lost = True
+                return
+            self._beat()
+
+    def _beat(self) -> None:
+        write_json(self._path, {**self._record, "seen": now(), "heartbeat": time.time()})
+
+    def _read(self) -> dict[str, Any] | None:
+        return read_json(self._path) if self._path.exists() else None
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    """On this host the process itself is asked; elsewhere the heartbeat must be recent."""
+    if holder["heartbeat"] == 0.0:
+        return False
+    if holder["host"] == socket.gethostname():
+        try:
+            return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 1.0
+        except psutil.NoSuchProcess:
+            return False
+    return time.time() - holder["heartbeat"] < STALE_S
+
+
+@contextmanager
+def _guarded(directory: Path) -> Iterator[None]:
+    """Between two jobs that start at the same moment, one looks first."""
+    descriptor = os.open(directory / f".{LEASE}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

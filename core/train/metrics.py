@@ -1,0 +1,100 @@
+"""Numbers that add up: (numerator, denominator) sums over micro-batches, steps and ranks, without waiting for a device.
+
+Losses, error counts, rates and shares are all ratios of two sums, so the mean over ranks is the ratio of the totals:
+the seconds of audio a second are (audio of all ranks) / (wall seconds), padding is (padded - useful) / padded.
+
+    sums.add(output.metrics); sums.add(step_metrics(...))      # every micro-batch, every step; no sync
+    names = merged_names(ranks.gather(sums.names()))           # when a record is due, on all ranks
+    totals = sums.as_tensor(names)                             # one all-reduce
+    record = ratios(names, totals)
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+Amount = Tensor | float
+
+
+class MetricSums:
+    """Sums by name since the last `clear`, on the device where their terms were made."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, tuple[Amount, Amount]] = {}
+
+    def add(self, metrics: Mapping[str, tuple[Amount, Amount]]) -> None:
+        """Add (numerator, denominator) pairs; tensors are scalars, and stay on their device."""
+        for name, (numerator, denominator) in metrics.items():
+            before = self._sums.get(name, (0.0, 0.0))
+            self._sums[name] = (before[0] + _detached(numerator), before[1] + _detached(denominator))
+
+    def names(self) -> list[str]:
+        """What this rank has counted; a rank that saw no data may lack some of them."""
+        return list(self._sums)
+
+    def as_tensor(self, names: Sequence[str], *, device: torch.device | str = "cpu") -> Tensor:
+        """(2 N,) float64: numerator and denominator of each of `names`; 0 and 0 for what this rank lacks.
+
+        The only place where the host waits for the device.
+        """
+        amounts = [amount for name in names for amount in self._sums.get(name, (0.0, 0.0))]
+        tensors = [amount for amount in amounts if isinstance(amount, Tensor)]
+        together = torch.stack([tensor.to(tensors[0].device) for tensor in tensors]) if tensors else torch.empty(0)
+        fetched = iter(together.tolist())  # one copy to the host for all of them
+        values = [next(fetched) if isinstance(amount, Tensor) else float(amount) for amount in amounts]
+        return torch.tensor(values, dtype=torch.float64, device=device)
+
+    def clear(self) -> None:
+        self._sums.clear()
+
+
+def merged_names(names_of_ranks: Iterable[Iterable[str]]) -> list[str]:
+    """The names that any rank has, sorted: the same list on every rank."""
+    return sorted(set().union(*names_of_ranks))
+
+
+def ratios(names: Sequence[str], totals: Tensor) -> dict[str, float | None]:
+    """numerator / denominator by name, of a reduced `as_tensor`; None where nothing was counted."""
+    pairs = totals.reshape(len(names), 2).tolist()
+    return {
+        name: numerator / denominator if denominator else None
+        for name, (numerator, denominator) in zip(names, pairs, strict=True)
+    }
+
+
+def step_metrics(
+    *,
+    step_s: float,
+    data_wait_s: float,
+    audio_s: float,
+    padded_audio_s: float,
+    num_targets: float,
+    dp_size: int,
+    tp_size: int = 1,
+    model_flops: float = 0.0,
+    padded_flops: float = 0.0,
+    peak_flops: float | None = None,
+) -> dict[str, tuple[Amount, Amount]]:
+    """How fast one step was, as pairs to add.
+
+    `step_s`: wall seconds of the step, without validation and checkpoints. The rest is what this dp rank did in it;
+    only one rank of a tp group adds. `model_flops` counts useful frames, `padded_flops` all; `peak_flops`: a device's.
+    """
+    shared_s = step_s / dp_size  # added up over dp ranks it is the wall time again
+    metrics: dict[str, tuple[Amount, Amount]] = {
+        "audio_s_per_s": (audio_s, shared_s),
+        "targets_per_s": (num_targets, shared_s),
+        "data_wait_share": (data_wait_s, step_s),
+        "padding_share": (padded_audio_s - audio_s, padded_audio_s),
+    }
+    if model_flops:
+        metrics["tflops_per_device"] = (model_flops / 1e12, step_s * tp_size)
+        if peak_flops is not None:
+            metrics["mfu"] = (model_flops, step_s * tp_size * peak_flops)
+            metrics["padded_mfu"] = (padded_flops, step_s * tp_size * peak_flops)
+    return metrics
+
+
+def _detached(amount: Amount) -> Amount:
+    return amount.detach().double() if isinstance(amount, Tensor) else amount

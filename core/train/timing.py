@@ -1,0 +1,75 @@
+"""Wall time: where it went, how long steps take, and when the run will be finished."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from statistics import fmean, quantiles
+
+WINDOW = 200  # steps: long enough for batches of all lengths, short enough to notice a slower node
+
+
+class Stopwatch:
+    """Seconds by name since they were last taken."""
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._clock = clock
+        self._seconds: dict[str, float] = {}
+
+    @contextmanager
+    def measure(self, name: str) -> Iterator[None]:
+        start = self._clock()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - start
+
+    def take(self, name: str) -> float:
+        """The seconds measured under `name`, which then start again at 0."""
+        return self._seconds.pop(name, 0.0)
+
+
+class Eta:
+    """The time to the last step, with the validations and checkpoints on the way.
+
+    The first step of a process is left out of the mean: it compiles, allocates and fills queues.
+    """
+
+    def __init__(self, *, total_steps: int, validate_every: int | None = None, save_every: int | None = None) -> None:
+        self._total_steps = total_steps
+        self._every = {"validation": validate_every, "checkpoint": save_every}
+        self._steps_s: deque[float] = deque(maxlen=WINDOW)
+        self._events_s: dict[str, deque[float]] = {name: deque(maxlen=5) for name in self._every}
+        self._is_warm = False
+
+    def add_step(self, seconds: float) -> None:
+        """Wall time of one step, without validation and checkpoint."""
+        if self._is_warm:
+            self._steps_s.append(seconds)
+        self._is_warm = True
+
+    def add_validation(self, seconds: float) -> None:
+        self._events_s["validation"].append(seconds)
+
+    def add_checkpoint(self, seconds: float) -> None:
+        """How long training stood still for a checkpoint."""
+        self._events_s["checkpoint"].append(seconds)
+
+    def remaining_s(self, step: int) -> float | None:
+        """Seconds from the end of `step` steps to the end of the run; None before a step is measured."""
+        if not self._steps_s:
+            return None
+        remaining = (self._total_steps - step) * fmean(self._steps_s)
+        for name, every in self._every.items():
+            if every is not None and self._events_s[name]:
+                # one more at the last step, where it is not due anyway
+                due = -(-self._total_steps // every) - step // every if step < self._total_steps else 0
+                remaining += due * fmean(self._events_s[name])
+        return remaining
+
+    def step_quantiles_s(self) -> dict[str, float]:
+        """`step_s_p50` and `step_s_p90` of the last steps; empty before two are measured."""
+        if len(self._steps_s) < 2:
+            return {}
+        deciles = quantiles(self._steps_s, n=10, method="inclusive")
+        return {"step_s_p50": deciles[4], "step_s_p90": deciles[8]}

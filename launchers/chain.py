@@ -1,0 +1,124 @@
+"""A chain: the consecutive links of one run, queued on SLURM or done one after another on this machine."""
+
+import fcntl
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from core.runfiles import FAILED, LOGS, STOP, ExitCode, record_link, write_whole
+from launchers.code_version import code_version
+from launchers.environment import ROOT
+from launchers.ledger import newest_step, read_links
+from launchers.local_link import DebugLink, LocalLink, StopRequests
+from launchers.results import print_results
+from launchers.runs import LaunchError
+from launchers.submission import Run, local_tasks, submit_to_slurm
+from launchers.verdict import Outcome, reason_to_stop
+
+
+def next_link(directory: Path) -> int:
+    """Links are numbered from 1 over the whole life of a run."""
+    return max((link.number for link in read_links(directory)), default=0) + 1
+
+
+def record_submission(run: Run, link: int, *, job_id: str, log: Path) -> None:
+    """The ledger's `submitted` event: enough to repeat the link."""
+    commit, dirty = code_version(ROOT)
+    record_link(
+        run.directory,
+        event="submitted",
+        link=link,
+        job_id=job_id,
+        seed=run.seed(link),
+        argv=[str(run.header.path), *run.arguments()],
+        commit=commit,
+        dirty=dirty,
+        cluster=run.cluster,
+        seed_base=run.seed_base,
+        log=str(log.relative_to(run.directory)),
+    )
+
+
+def queue_on_slurm(run: Run, num_links: int, *, after: str | None) -> int:
+    """Submit all links, each to start when the one before has ended in whatever way."""
+    for name in list(os.environ):
+        if name.startswith("SLURM_") and name != "SLURM_CONF":
+            del os.environ[name]  # of the job that this launcher runs in: sbatch would take them as options
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "ERROR")  # the log is for the run's own words
+    first = next_link(run.directory)
+    for link in range(first, first + num_links):
+        job_id = submit_to_slurm(run, link, after=after)
+        record_submission(run, link, job_id=job_id, log=run.log_folder(link) / f"{job_id}_0_log.out")
+        waits = f", after {after}" if after else ""
+        print(f"  link {link}: job {job_id}, seed {run.seed(link)}{waits}")
+        after = job_id
+    name = run.directory.name
+    print(f"look with   ./launch.sh status {name}\nread with   ./launch.sh logs {name} -f")
+    print(f"stop with   ./launch.sh cancel {name}")
+    return int(ExitCode.DONE)
+
+
+def work_here(run: Run, num_links: int) -> int:
+    """Do the links one after another, with their output shown live. The exit code of the chain."""
+    notice = local_tasks(run.header)[1]
+    if notice:
+        print(f"baton: {notice}")
+    outcomes: list[Outcome] = []
+    with _alone(run.directory), StopRequests() as stops:
+        first = next_link(run.directory)
+        for link in range(first, first + num_links):
+            work = DebugLink(run, link) if run.cluster == "debug" else LocalLink(run, link)
+            record_submission(run, link, job_id=work.job_id, log=work.log)
+            print(f"== link {link} ({link - first + 1} of {num_links}), seed {run.seed(link)}, log {_short(work.log)}")
+            outcomes.append(work.wait(stops))
+            print(f"== link {link} ended at step {outcomes[-1].resume_at}: {outcomes[-1].words}", flush=True)
+            if stops.count or outcomes[-1].exit_code == ExitCode.DONE or (run.directory / STOP).exists():
+                break
+            reason = reason_to_stop(outcomes)
+            if reason is not None:
+                return _fail(run, reason, outcomes[-1])
+    if outcomes[-1].exit_code == ExitCode.DONE:
+        print_results(run.directory)
+        return int(ExitCode.DONE)
+    if (run.directory / STOP).exists():
+        print(f"baton: the run was cancelled; to go on after all: ./launch.sh extend {run.directory.name} -n 1")
+        return int(ExitCode.CONTINUE)
+    print(f"baton: the run can go on from step {newest_step(run.directory)} with: {continue_command(run)}")
+    return int(ExitCode.CONTINUE)
+
+
+def continue_command(run: Run) -> str:
+    return f"./launch.sh -n 1 --run {run.directory.name} {_short(run.header.path)}"
+
+
+def _fail(run: Run, reason: str, last: Outcome) -> int:
+    if last.exit_code != ExitCode.LEASE:  # then another job is at work, and the run is well
+        write_whole(run.directory / FAILED, reason + "\n")
+    print(f"baton: the chain stops: {reason}", file=sys.stderr)
+    print(f"baton: when that is mended, go on with: {continue_command(run)}", file=sys.stderr)
+    return last.exit_code or int(ExitCode.BUG)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """One launcher at a time works on a run here. LaunchError if there is one already."""
+    (directory / LOGS).mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory / LOGS / "launcher.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LaunchError(
+                f"another launcher is at work on this run; see it with: ./launch.sh logs {directory.name} -f",
+                exit_code=ExitCode.LEASE,
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _short(path: Path) -> Path:
+    """Relative to the current directory where that is shorter."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,180 @@
+"""What the files of a run directory say: its links, its step, its newest numbers, and who is at work in it."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from core.runfiles import (
+    CHECKPOINTS,
+    DONE,
+    EXIT_WORDS,
+    FAILED,
+    LEASE,
+    LEDGER,
+    METRICS,
+    STOP,
+    ExitCode,
+    read_json,
+    read_records,
+)
+
+STALE_HEARTBEAT_S = 90.0
+TAIL_BYTES = 65536
+
+
+@dataclass
+class Link:
+    """One job of the chain, as the ledger tells it; None for what it does not tell (yet)."""
+
+    number: int
+    submitted: dict[str, Any] = field(default_factory=dict)
+    started: dict[str, Any] = field(default_factory=dict)
+    ended: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def job_id(self) -> str | None:
+        job_id = self.submitted.get("job_id") or self.started.get("job_id")
+        return None if job_id is None else str(job_id)
+
+    @property
+    def seed(self) -> int | None:
+        return self.submitted.get("seed", self.started.get("seed"))
+
+    @property
+    def exit_code(self) -> int | None:
+        return self.ended.get("exit_code")
+
+    @property
+    def step(self) -> int | None:
+        return self.ended.get("step")
+
+    @property
+    def outcome(self) -> str:
+        """Why it ended, in words; empty while it has not."""
+        if not self.ended:
+            return ""
+        words = describe_exit(self.exit_code)
+        reason = self.ended.get("reason")
+        return f"{words}: {reason}" if reason and reason != words else words
+
+    @property
+    def wall_s(self) -> float | None:
+        """From start to end, by the ledger's clock."""
+        if not (self.started and self.ended):
+            return None
+        start, end = (datetime.fromisoformat(event["time"]) for event in (self.started, self.ended))
+        return (end - start).total_seconds()
+
+
+def describe_exit(code: int | None) -> str:
+    if code is None:
+        return "ended without a word"
+    if code < 0 or 128 < code <= 128 + 64:  # as Python and as a shell report it
+        return f"killed by signal {-code if code < 0 else code - 128}"
+    return EXIT_WORDS.get(code, f"exit code {code}")
+
+
+def read_links(run: Path) -> list[Link]:
+    """The links of a run in order. A requeued link keeps its latest start; an older token's end does not count."""
+    links: dict[int, Link] = {}
+    for record in read_records(run / LEDGER):
+        number, event = record.get("link"), record.get("event")
+        if not isinstance(number, int) or event not in ("submitted", "started", "ended"):
+            continue
+        link = links.setdefault(number, Link(number))
+        if event == "started":
+            link.ended = {}
+        if event == "ended" and record.get("token", 0) < link.started.get("token", 0) and "token" in record:
+            continue
+        setattr(link, event, record)
+    return [links[number] for number in sorted(links)]
+
+
+def newest_step(run: Path) -> int:
+    """The step from which the next link goes on: the newest complete checkpoint, or where a link ended as planned."""
+    planned = (ExitCode.DONE, ExitCode.CONTINUE)
+    steps = [link.step or 0 for link in read_links(run) if link.exit_code in planned]
+    for marker in run.glob(f"{CHECKPOINTS}/step_*/COMPLETE"):
+        digits = marker.parent.name.removeprefix("step_")
+        steps.append(int(digits) if digits.isdigit() else 0)
+    return max(steps, default=0)
+
+
+def latest_metrics(run: Path) -> dict[str, Any]:
+    """The newest value of every name in metrics.jsonl, from the end of the file only."""
+    path = run / METRICS
+    if not path.exists():
+        return {}
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        tail = file.read()
+    merged: dict[str, Any] = {}
+    for record in _records(tail):
+        merged.update(record)
+    return merged
+
+
+def _records(tail: bytes) -> list[dict[str, Any]]:
+    records = []
+    for line in tail.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:  # the first line is usually cut
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def holder(run: Path) -> dict[str, Any] | None:
+    """The lease of the job that is at work in the run directory; None if none is."""
+    try:
+        lease = read_json(run / LEASE)
+        host, pid, heartbeat = lease["host"], int(lease["pid"]), float(lease["heartbeat"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if heartbeat == 0.0:
+        return None  # released
+    if host == socket.gethostname():
+        return lease if is_alive(pid) else None
+    return lease if time.time() - heartbeat < STALE_HEARTBEAT_S else None
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process of this machine runs; a zombie does not."""
+    try:
+        os.kill(pid, 0)
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    except OSError:
+        return True  # no /proc: the signal was accepted
+    return state != "Z"
+
+
+def state_of(run: Path, links: Sequence[Link], *, queue: dict[str, str]) -> str:
+    """One word for a run. `queue`: SLURM's state of each job id that it still knows."""
+    if (run / DONE).exists():
+        return "done"
+    if holder(run):
+        return "running"
+    waiting = {queue[link.job_id] for link in links if link.job_id in queue}
+    if (run / STOP).exists():
+        return "cancelled"
+    if (run / FAILED).exists():
+        return "failed"
+    if "RUNNING" in waiting:
+        return "starting"
+    if waiting:
+        return "queued"
+    if not links or not links[-1].ended:
+        return "interrupted"
+    return "paused" if links[-1].exit_code == ExitCode.CONTINUE else "failed"

@@ -1,0 +1,70 @@
+"""The result table of a run, from the files of its directory."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from core.runfiles import PICTURE, REPORT, SCORES
+from launchers.ledger import latest_metrics, newest_step, read_links
+from launchers.tables import console, duration, table
+
+SCORE = re.compile(r"(?P<split>[^/]+)/(?P<metric>wer|cer)_(?P<decoding>.+)")
+
+
+def read_scores(run: Path) -> dict[str, float]:
+    """The latest evaluation: flat names to numbers; empty before there is one."""
+    try:
+        scores = json.loads((run / SCORES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {name: value for name, value in scores.items() if isinstance(value, int | float)}
+
+
+def summary(run: Path) -> dict[str, Any]:
+    """What a program may want to know of a run's result."""
+    links = read_links(run)
+    walls = [link.wall_s for link in links if link.wall_s is not None]
+    return {
+        "run": run.name,
+        "step": max(newest_step(run), int(latest_metrics(run).get("step", 0))),
+        "links": len(links),
+        "seeds": [link.seed for link in links],
+        "time_s": sum(walls),
+        "train_s": sum(float(link.ended.get("train_s") or 0.0) for link in links),
+        "scores": read_scores(run),
+        "files": [str(run / name) for name in (REPORT, PICTURE) if (run / name).exists()],
+    }
+
+
+def print_results(run: Path) -> None:
+    """Error rates by split and decoding, every other score, and what the run took."""
+    facts = summary(run)
+    scores: dict[str, float] = facts["scores"]
+    out = console()
+    plural = "" if facts["links"] == 1 else "s"
+    out.print(f"\nrun {run.name}: step {facts['step']:,} after {facts['links']} link{plural}")
+    found = {name: match for name in scores if (match := SCORE.fullmatch(name))}
+    rates = table("split", "decoding", "WER %", "CER %", "words")
+    for split, decoding in dict.fromkeys((match["split"], match["decoding"]) for match in found.values()):
+        words = scores.get(f"{split}/words")
+        cells = [_percent(scores.get(f"{split}/{metric}_{decoding}")) for metric in ("wer", "cer")]
+        rates.add_row(split, decoding, *cells, "" if words is None else f"{words:,.0f}")
+    if found:
+        out.print(rates)
+    others = [name for name in scores if name not in found and not (name.endswith("/words") and found)]
+    if others:
+        rest = table("score", "value")
+        for name in others:
+            rest.add_row(name, f"{scores[name]:.6g}")
+        out.print(rest)
+    took = table("links", "seeds", "time", "of which training")
+    seeds = ", ".join(str(seed) for seed in facts["seeds"])
+    took.add_row(str(facts["links"]), seeds, duration(facts["time_s"]), duration(facts["train_s"]))
+    out.print(took)
+    for file in facts["files"]:
+        out.print(f"see {file}", soft_wrap=True)
+
+
+def _percent(rate: float | None) -> str:
+    return "" if rate is None else f"{100 * rate:.2f}"

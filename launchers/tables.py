@@ -1,0 +1,41 @@
+"""Tables for a terminal of 80 columns; color only where a person looks."""
+
+import shutil
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+def console() -> "Console":
+    from rich.console import Console
+
+    width = shutil.get_terminal_size((80, 24)).columns if sys.stdout.isatty() else 80
+    return Console(width=width, no_color=not sys.stdout.isatty(), highlight=False)
+
+
+def table(*columns: str) -> "Table":
+    """A table whose first column is on the left and whose long cells are folded."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    return made
+
+
+def duration(seconds: float | None) -> str:
+    """`3 s`, `5 min 12 s`, `7 h 03 min`, `2 d 4 h`."""
+    if seconds is None:
+        return ""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"

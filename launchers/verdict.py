@@ -1,0 +1,48 @@
+"""Does a chain go on after a link has ended? A pure function of what the links did."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from core.runfiles import ExitCode
+
+# Another link cannot mend these; the rest (a bug, a lost node, a hang, out of memory) may have been bad luck.
+HOPELESS = (ExitCode.CONFIG, ExitCode.STORAGE, ExitCode.DIVERGED, ExitCode.DATA, ExitCode.LEASE)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one link did. `resume_from`, `resume_at`: the step at which it could resume, and the next one can."""
+
+    link: int
+    exit_code: int | None
+    words: str
+    resume_from: int
+    resume_at: int
+    last_step: int | None = None  # where it ended, saved or not
+
+    @property
+    def made_progress(self) -> bool:
+        return self.resume_at > self.resume_from
+
+
+def reason_to_stop(outcomes: Sequence[Outcome]) -> str | None:
+    """Why the chain must not start another link after these, in words; None when it may.
+
+    Links that end as planned (75) or crash are followed by the next one, until two in a row make no new step or
+    fail in the same way at the same step. Failures that the next link would only repeat stop the chain at once.
+    """
+    if not outcomes:
+        return None
+    last = outcomes[-1]
+    if last.exit_code in HOPELESS:
+        return f"link {last.link}: {last.words}"
+    if len(outcomes) < 2:
+        return None
+    before = outcomes[-2]
+    if not last.made_progress and not before.made_progress:
+        return f"links {before.link} and {last.link} made no new step; link {last.link}: {last.words}"
+    failed = last.exit_code != ExitCode.CONTINUE
+    same = (last.exit_code, last.last_step) == (before.exit_code, before.last_step)
+    if failed and same and last.last_step is not None:
+        return f"links {before.link} and {last.link} failed alike at step {last.last_step}: {last.words}"
+    return None

@@ -1,0 +1,90 @@
+"""What is submitted, word for word, for each .sub file of the recipes."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from launchers.environment import ROOT
+from launchers.header import Header, read_header
+from launchers.seeds import link_seed
+from launchers.submission import Run, slurm_parameters, submission_text
+
+SUBS = sorted(ROOT.glob("recipes/*/*.sub"))
+
+GOLDEN = """\
+#!/bin/bash
+
+# Parameters
+#SBATCH --cpus-per-task=8
+#SBATCH --dependency=afterany:41
+#SBATCH --gpus-per-node=2
+#SBATCH --hint=nomultithread
+#SBATCH --job-name=my-run
+#SBATCH --mem=64G
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=2
+#SBATCH --open-mode=append
+#SBATCH --output=@RUNS@/my-run/logs/link_3/%j_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR1@300
+#SBATCH --time=04:00:00
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+@PYTHON@ -u -m submitit.core._submit @RUNS@/my-run/logs/link_3
+# which runs
+# ['env', 'BATON_RUNS=@RUNS@', 'BATON_LINK=3', 'BATON_LINK_SEED=@SEED@', 'bash', '@SUB@', @REST@]
+"""
+
+
+def test_golden_text_of_a_link_on_slurm(tmp_path: Path) -> None:
+    sub = ROOT / "recipes/lmu_gigaspeech/job_2gpu.sub"
+    run = Run(tmp_path / "my-run", read_header(sub), ["a.b=$(x) y"], seed_base=9, cluster="slurm")
+    text = submission_text(run, 3, after="41")
+    words = {"RUNS": str(tmp_path), "PYTHON": sys.executable, "SUB": str(sub), "SEED": str(link_seed(9, 3))}
+    words["REST"] = "'run.name=my-run', 'a.b=$(x) y'"
+    golden = GOLDEN
+    for word, value in words.items():
+        golden = golden.replace(f"@{word}@", value)
+    assert text == golden
+
+
+@pytest.mark.parametrize("sub", SUBS, ids=[f"{sub.parent.name}/{sub.stem}" for sub in SUBS])
+def test_every_sub_file_states_what_a_chain_needs(sub: Path) -> None:
+    header = read_header(sub)
+    assert header.time_limit_s
+    assert header.options["signal"].startswith("USR1@"), "the ranks get it (without B:), in time to save"
+    assert {"requeue", "mem", "cpus-per-task"} <= header.options.keys()
+    assert header.gpus_per_node in (0, header.tasks_per_node), "one rank a GPU"
+    body = [line for line in sub.read_text().splitlines() if line and not line.startswith("#")]
+    assert body[0] == "source slurm/env.sh"
+    assert body[-1].startswith(f"srun python -m recipes.{sub.parent.name}.train --config recipes/{sub.parent.name}/")
+    assert body[-1].endswith(' "$@"')
+
+
+def test_the_header_wins_and_nothing_else_is_asked_for(tmp_path: Path) -> None:
+    header = Header(tmp_path / "x.sub", {"job-name": "x", "ntasks": "16", "output": "mine.out", "exclusive": ""})
+    run = Run(tmp_path / "other", header, [], seed_base="other", cluster="slurm")
+    lines = {line for line in submission_text(run, 1, after=None).splitlines() if line.startswith("#SBATCH")}
+    assert lines == {
+        "#SBATCH --exclusive",
+        "#SBATCH --job-name=other",
+        "#SBATCH --ntasks=16",
+        "#SBATCH --open-mode=append",
+        f"#SBATCH --output={tmp_path}/other/logs/link_1/%j_0_log.out",
+        "#SBATCH --signal=USR2@90",  # submitit always writes one; a .sub with its own wins
+    }
+    assert slurm_parameters(run, 1, after=None)["use_srun"] is False
+
+
+def test_local_links_get_their_ranks_and_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    monkeypatch.setenv("BATON_RUNS", str(tmp_path))
+    header = Header(tmp_path / "x.sub", {"job-name": "x", "ntasks-per-node": "2", "gpus-per-node": "2"})
+    command = Run(tmp_path / "x", header, ["k=v"], seed_base=1, cluster="local").command(1)
+    assert command[:1] == ["env"]
+    assert {"BATON_LOCAL_TASKS=2", "CUDA_VISIBLE_DEVICES=4,5", f"BATON_RUNS={tmp_path}"} <= set(command)
+    assert command[-4:] == ["bash", str(tmp_path / "x.sub"), "run.name=x", "k=v"]
+    without = Run(tmp_path / "x", Header(tmp_path / "x.sub", {"job-name": "x"}), [], seed_base=1, cluster="local")
+    assert "CUDA_VISIBLE_DEVICES=" in without.command(1), "a job that asks for no GPU sees none, as on SLURM"
