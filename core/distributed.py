@@ -16,9 +16,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 RENDEZVOUS_TIMEOUT_S = 120.0
 COLLECTIVE_TIMEOUT_S = 600.0
+SAVE_TIMEOUT_S = 3600.0  # ranks that wrote their part wait for the slowest writer
 
 
 class RendezvousError(RuntimeError):
@@ -156,11 +158,11 @@ def init(*, tp_size: int = 1, device: str = "auto") -> Ranks:
     )
     mesh = init_device_mesh(chosen.type, (world_size // tp_size, tp_size), mesh_dim_names=("dp", "tp"))
     votes = dist.new_group(backend="gloo", timeout=timeout)
-    saves = dist.new_group(backend="gloo", timeout=timeout)
+    saves = dist.new_group(backend="gloo", timeout=timedelta(seconds=SAVE_TIMEOUT_S))
     return Ranks(**sizes, **axes, mesh=mesh, votes=votes, saves=saves)  # type: ignore[arg-type]
 
 
-def _rendezvous(rank: int, world_size: int) -> dist.Store:
+def _rendezvous(rank: int, world_size: int) -> Store:
     """Meet at MASTER_ADDR:MASTER_PORT within the timeout, else say which ranks are missing."""
     address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), int(os.environ.get("MASTER_PORT", "29500"))
     agent_has_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -168,12 +170,15 @@ def _rendezvous(rank: int, world_size: int) -> dist.Store:
     deadline = time.monotonic() + timeout.total_seconds()
     try:
         is_master = rank == 0 and not agent_has_it
-        store = dist.TCPStore(address, port, None, is_master, timeout=timeout, wait_for_workers=False)
+        # torch exports TCPStore without saying so to type checkers
+        tcp_store = dist.TCPStore  # type: ignore[attr-defined]
+        store = tcp_store(address, port, None, is_master, timeout=timeout, wait_for_workers=False)
     except (RuntimeError, ValueError) as error:
-        raise RendezvousError(f"rank {rank} on {socket.gethostname()} cannot meet at {address}:{port}: {error}") from error
+        who = f"rank {rank} on {socket.gethostname()}"
+        raise RendezvousError(f"{who} cannot meet at {address}:{port}: {error}") from error
     # A restarted torchrun keeps its store: the restart count keeps this meeting apart from the one before.
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    meeting = dist.PrefixStore(f"baton/{attempt}", store)
+    meeting = PrefixStore(f"baton/{attempt}", store)
     meeting.set(f"here/{rank}", socket.gethostname())
     missing = [r for r in range(world_size) if not _arrives(meeting, f"here/{r}", deadline)]
     if missing:
@@ -184,7 +189,7 @@ def _rendezvous(rank: int, world_size: int) -> dist.Store:
     return meeting
 
 
-def _arrives(store: dist.Store, key: str, deadline: float) -> bool:
+def _arrives(store: Store, key: str, deadline: float) -> bool:
     left = max(deadline - time.monotonic(), 0.01)
     try:
         store.wait([key], timedelta(seconds=left))

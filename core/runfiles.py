@@ -34,6 +34,8 @@ FAILED = "FAILED"  # the chain was stopped because it made no progress; the file
 ENV_RUNS = "BATON_RUNS"
 ENV_LINK = "BATON_LINK"
 ENV_LINK_SEED = "BATON_LINK_SEED"
+ENV_DEADLINES = ("BATON_DEADLINE", "SLURM_JOB_END_TIME")  # seconds since the epoch
+ENV_JOBS = ("SLURM_JOB_ID", "SUBMITIT_LOCAL_JOB_ID")
 
 
 class ExitCode(IntEnum):
@@ -80,6 +82,18 @@ def link_from_environment() -> tuple[int | None, int | None]:
     return (int(link) if link else None), (int(seed) if seed else None)
 
 
+def deadline_from_environment() -> float | None:
+    """When the job ends, in seconds since the epoch; None where nothing says so."""
+    found = [value for name in ENV_DEADLINES if (value := os.environ.get(name))]
+    return float(found[0]) if found else None
+
+
+def job_from_environment() -> str:
+    """The id of the job this process belongs to; its own process id where there is none."""
+    found = [value for name in ENV_JOBS if (value := os.environ.get(name))]
+    return found[0] if found else f"process-{os.getpid()}"
+
+
 def now() -> str:
     """The time in UTC, to the second, as ISO 8601."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
@@ -119,10 +133,16 @@ def read_json(path: Path) -> Any:
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON object as one line, in one write, so that two writers cannot mix their lines."""
+    """Append one JSON object as one line, in one write, so that two writers cannot mix their lines.
+
+    A last line torn by a kill or a full disk is ended first, so that it costs no record but its own.
+    """
     line = json.dumps(record, allow_nan=False) + "\n"
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            line = "\n" + line
         os.write(descriptor, line.encode())
     finally:
         os.close(descriptor)

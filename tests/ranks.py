@@ -21,8 +21,10 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def run_on_ranks(function: Callable[..., Any], world_size: int, *args: Any, tp_size: int = 1, timeout_s: float = 120) -> list:
-    """`function(ranks, *args)` on every rank; the results in rank order. A rank's exception fails the test with its trace."""
+def run_on_ranks(
+    function: Callable[..., Any], world_size: int, *args: Any, tp_size: int = 1, timeout_s: float = 120
+) -> list:
+    """`function(ranks, *args)` on every rank; the results in rank order. A rank's exception fails the test."""
     with tempfile.TemporaryDirectory() as folder:
         context = mp.get_context("fork")
         port = free_port()

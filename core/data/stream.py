@@ -5,23 +5,103 @@ loader, so a resume starts exactly where the last finished step ended.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field
 from torch.utils.data import DataLoader
 
 from core.config import section
 from core.data.batch import Batch
 from core.data.dataset import SpeechDataset
 from core.distributed import Ranks
-from core.samplers.plan import Draw, EvaluationPlan, Plan, Position, rank_micro_batches
-from core.train.stop import ignore_signals
+from core.samplers.plan import Draw, EvaluationPlan, Plan, Position, check_dp_size, rank_micro_batches
+from core.signals import ignore_stop_signals
 
 
 @section
 class LoaderConfig:
     """`num_workers` processes a rank read ahead `prefetch` micro-batches each; 0 reads in the training process."""
 
-    num_workers: int = 2
-    prefetch: int = 4
+    num_workers: Annotated[int, Field(ge=0)] = 2
+    prefetch: Annotated[int, Field(ge=1)] = 4
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of this rank: its micro-batches, and where the plan stands once they are trained on."""
+
+    batches: list[Batch]
+    position: dict[str, Any]
+    epoch: float
+
+
+class TrainStream:
+    """The endless steps of a plan, from any position."""
+
+    def __init__(self, plan: Plan, dataset: SpeechDataset, *, config: LoaderConfig, ranks: Ranks) -> None:
+        """ValueError where the number of dp ranks does not divide the micro-batches of a step."""
+        self.micro_batches_per_step = plan.config.micro_batches_per_step
+        check_dp_size(ranks.dp_size, micro_batches_per_step=self.micro_batches_per_step)
+        self._plan, self._dataset, self._config, self._ranks = plan, dataset, config, ranks
+        self.num_examples = plan.num_examples
+
+    def describe(self) -> list[str]:
+        return self._plan.statistics.describe()
+
+    def steps(self, position: Mapping[str, Any] | None = None) -> Iterator[Step]:
+        """From `position`, the one of the last step trained on; None: from the start.
+
+        ValueError where the position belongs to another plan.
+        """
+        if position is not None and position["fingerprint"] != self._plan.fingerprint:
+            raise ValueError(
+                "data: the manifests differ from those this run was trained on so far; restore them, or start a new run"
+            )
+        start = None if position is None else Position(**position["plan"])
+        after: deque[tuple[int, Position, float]] = deque()
+
+        def micro_batches() -> Iterator[list[Draw]]:
+            for step in self._plan.steps(start):
+                own = rank_micro_batches(step, dp_rank=self._ranks.dp_rank, dp_size=self._ranks.dp_size)
+                epoch = max((draw.epoch for draws in own for draw in draws), default=0)
+                after.append((len(own), step.after, float(epoch)))
+                yield from own
+
+        batches = iter(load(self._dataset, micro_batches(), config=self._config, ranks=self._ranks))
+        while True:
+            first = next(batches)
+            count, reached, epoch = after.popleft()
+            rest = [next(batches) for _ in range(count - 1)]
+            place = {"plan": reached._asdict(), "fingerprint": self._plan.fingerprint}
+            yield Step([first, *rest], place, epoch)
+
+
+def evaluation_batches(
+    plan: EvaluationPlan, dataset: SpeechDataset, *, config: LoaderConfig, ranks: Ranks
+) -> Iterable[Batch]:
+    """This rank's share of an evaluation: every example once over all ranks, the same number of batches on each."""
+    draws = plan.batches(ranks.dp_rank, ranks.dp_size)
+    return load(dataset, draws, config=config, ranks=ranks)
+
+
+def load(
+    dataset: SpeechDataset, draws: Iterable[Sequence[Draw]], *, config: LoaderConfig, ranks: Ranks
+) -> Iterable[Batch]:
+    """The batches of `draws`, in their order, read ahead by the workers."""
+    return DataLoader(
+        dataset,
+        sampler=draws,  # type: ignore[arg-type]
+        batch_size=None,
+        num_workers=config.num_workers,
+        prefetch_factor=config.prefetch if config.num_workers else None,
+        pin_memory=ranks.device.type == "cuda",
+        worker_init_fn=_start_worker,
+    )
+
+
+def _start_worker(worker: int) -> None:
+    ignore_stop_signals()
+    torch.set_num_threads(1)

@@ -49,7 +49,7 @@ class TorchEngine:
     def _replicate(self) -> nn.Module:
         if self._dtype is not None:  # autocast inside forward, so that it also covers calls of the bare model
             autocast = torch.autocast(self._ranks.device.type, dtype=self._dtype)
-            self._bare.forward = autocast(self._bare.forward)  # type: ignore[method-assign]
+            self._bare.forward = autocast(self._bare.forward)
         if self._ranks.dp_size == 1:
             return self._bare
         device_ids = [self._ranks.device.index] if self._ranks.device.type == "cuda" else None
@@ -65,7 +65,8 @@ class TorchEngine:
         policy = MixedPrecisionPolicy(param_dtype=self._dtype, reduce_dtype=torch.float32)
         for block in cast(HasBlocks, self._bare).blocks():
             fully_shard(block, mesh=self._ranks.mesh["dp"], mp_policy=policy)
-        return fully_shard(self._bare, mesh=self._ranks.mesh["dp"], mp_policy=policy)
+        fully_shard(self._bare, mesh=self._ranks.mesh["dp"], mp_policy=policy)
+        return self._bare  # sharded in place
 
     @contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:

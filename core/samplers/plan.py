@@ -117,6 +117,11 @@ class Plan:
         return make_chunk(draws, self.config, buckets=self._buckets, key=key)
 
     @property
+    def num_examples(self) -> int:
+        """Cuts of all sources, those that the rules skip included."""
+        return sum(len(one.source.durations_s) for one in self._admitted)
+
+    @property
     def allowed_s(self) -> float | None:
         """What the reader crops cuts to; None where none is to be cropped."""
         return self.config.allowed_s if self.config.over_budget == "crop" else None

@@ -18,7 +18,7 @@ HEARTBEAT_S = 15.0
 STALE_S = 90.0
 
 
-class LeaseHeld(RuntimeError):
+class LeaseHeld(RuntimeError):  # noqa: N818 - a state of the run, not a fault
     """Another job is at work in the run directory."""
 
     exit_code = ExitCode.LEASE

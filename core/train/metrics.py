@@ -45,6 +45,10 @@ class MetricSums:
         values = [next(fetched) if isinstance(amount, Tensor) else float(amount) for amount in amounts]
         return torch.tensor(values, dtype=torch.float64, device=device)
 
+    def pairs(self) -> Mapping[str, tuple[Amount, Amount]]:
+        """The sums themselves, to add to others."""
+        return dict(self._sums)
+
     def clear(self) -> None:
         self._sums.clear()
 

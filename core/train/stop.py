@@ -10,8 +10,8 @@ from types import FrameType
 from typing import Literal
 
 from core.config import section
+from core.signals import STOP_SIGNALS
 
-SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 LARGEST_MARGIN_SHARE = 0.1
 
 
@@ -46,7 +46,7 @@ class StopSignal:
 
     def install(self) -> None:
         """Take over the stop signals of this process. A second Ctrl-C interrupts at once."""
-        for number in SIGNALS:
+        for number in STOP_SIGNALS:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -76,12 +76,6 @@ class StopSignal:
         if self._deadline is not None and time.time() >= self._deadline - self.margin_s:
             return f"time limit in {self._deadline - time.time():.0f} s"
         return None
-
-
-def ignore_signals() -> None:
-    """For loader workers: only the main process of a rank decides to stop."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 class EarlyStop:

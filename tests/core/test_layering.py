@@ -25,6 +25,7 @@ LAYERS = [
         "background",
         "unpickling",
         "flops",
+        "signals",
     },
     {"audio", "features", "text", "scoring", "ngram", "ngram_estimation", "optim", "parameters", "schedule", "losses"},
     {"models", "decoding", "scorers", "fusion", "samplers", "data"},

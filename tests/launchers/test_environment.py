@@ -8,7 +8,7 @@ from packaging.requirements import Requirement as Reference
 
 from launchers.environment import ROOT, missing, parse_requirement, requirements
 
-EXTRAS = ("gpu", "logging", "demo", "audio", "dev")
+EXTRAS = ("gpu", "logging", "demo", "audio", "gigaspeech", "dev")
 
 
 def constraints() -> dict[str, str]:
@@ -43,7 +43,7 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_exact_set_is_inside_the_ranges_and_complete() -> None:
     exact = constraints()
-    for requirement in requirements("demo", "audio", "dev"):
+    for requirement in requirements("demo", "audio", "gigaspeech", "dev"):
         name = requirement.name.lower().replace("_", "-")
         assert name in exact, f"{name} is not in constraints.txt"
         assert requirement.accepts(exact[name]), f"{name}=={exact[name]} is outside the range of pyproject.toml"

@@ -1,0 +1,32 @@
+"""Evaluation over all ranks: sums of every batch, added up before any ratio is taken; a stop is heeded between batches."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from core.train.metrics import MetricSums, merged_names, ratios
+from core.train.run import Run
+
+Score = Callable[[nn.Module, Any], Mapping[str, tuple[Any, Any]]]
+
+
+@torch.inference_mode()
+def evaluate(run: Run, model: nn.Module, batches: Iterable[Any], score: Score) -> dict[str, float] | None:
+    """The ratios of what `score(model, batch)` counts; None when a stop came in between.
+
+    All ranks have the same number of batches (EvaluationPlan pads with empty ones, which count for nothing), so that
+    a sharded model may take part in collectives.
+    """
+    sums = MetricSums()
+    for batch in batches:
+        if run.ranks.any(run.stop.reason is not None):
+            return None
+        counted = score(model, batch.to(run.ranks.device))
+        if run.ranks.tp_rank == 0:
+            sums.add(counted)
+    names = merged_names(run.ranks.gather(sums.names()))
+    totals = sums.as_tensor(names)
+    found = ratios(names, totals.new_tensor(run.ranks.total(totals.tolist())))
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,255 @@
+"""The training loop: one function, one direction. What is hard to get right is here, once.
+
+A step: its micro-batches are read; their target counts, and whether any rank wants to stop, are added up over ranks;
+each micro-batch's loss SUM is scaled by dp_size / (targets of the whole step) and sent backward; then one update.
+So the gradient does not depend on padding, on the number of ranks, or on how the step is cut into micro-batches.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from core.losses.output import LossOutput
+from core.optim import learning_rate
+from core.parallel.engine import Engine
+from core.runfiles import BAD_SAMPLES, SAMPLES, append_record
+from core.seeding import seed_everything
+from core.train.errors import DataError, DivergedError
+from core.train.metrics import MetricSums, step_metrics
+from core.train.progress import Progress
+from core.train.reporter import Reporter
+from core.train.run import Outcome, Run
+from core.train.timing import Stopwatch
+
+logger = logging.getLogger(__name__)
+
+DEBUG_STEPS = 4
+
+
+class Batch(Protocol):
+    """What the loop asks of a micro-batch."""
+
+    @property
+    def num_targets(self) -> int: ...
+    @property
+    def sample_ids(self) -> Sequence[str]: ...
+    @property
+    def audio_s(self) -> float: ...
+    @property
+    def padded_audio_s(self) -> float: ...
+    @property
+    def bad(self) -> Sequence[Any]: ...
+    def to(self, device: torch.device) -> Any: ...
+
+
+class Step(Protocol):
+    """This rank's micro-batches of a step, and where the data stands after it."""
+
+    @property
+    def batches(self) -> Sequence[Batch]: ...
+    @property
+    def position(self) -> Mapping[str, Any]: ...
+    @property
+    def epoch(self) -> float: ...
+
+
+class Data(Protocol):
+    """Endless steps from a position."""
+
+    @property
+    def num_examples(self) -> int: ...
+    def steps(self, position: Mapping[str, Any] | None = None) -> Iterator[Step]: ...
+
+
+# A loss, or the parts of one that is computed piece by piece (GradCache): each is called, then sent backward.
+Loss = LossOutput | Sequence[Callable[[], LossOutput]]
+LossFn = Callable[[Any, Any], Loss]
+Validate = Callable[[], Mapping[str, float] | None]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What all ranks together know of the next step before it begins."""
+
+    num_targets: float
+    num_bad: float
+    stop: bool
+
+
+def fit(run: Run, engine: Engine, data: Data, loss_fn: LossFn, validate: Validate | None = None) -> Outcome:
+    """Train from the newest checkpoint to the last step, or until somebody wants to stop.
+
+    `validate()` gives metrics, or None when it was interrupted by a stop. Raises DataError, DivergedError,
+    StorageError; what is saved stays.
+    """
+    train, ranks = run.config.train, run.ranks
+    last_step = min(train.max_steps, DEBUG_STEPS) if run.config.run.debug else train.max_steps
+    progress = Progress.restored(run, engine)
+    reporter = Reporter(run, step=progress.step, total_steps=last_step)
+    end_of_link = progress.step + run.config.run.link_steps if run.config.run.link_steps else None
+    watch = Stopwatch()
+    steps = data.steps(progress.position) if progress.step < last_step else iter(())
+    reason = ""
+    with reporter, torch.autograd.set_detect_anomaly(run.config.run.debug):
+        while not reason:
+            if progress.is_validation_due(validate is not None):
+                assert validate is not None
+                reason = _validate(run, engine, progress, reporter, validate)
+                continue
+            if progress.step >= last_step:
+                reason = "all steps done"
+                break
+            began = time.perf_counter()
+            with watch.measure("data"):
+                step = next(steps)
+                counts = _agree(run, step)
+            if counts.num_bad:
+                _note_bad(run, step, progress, num_examples=data.num_examples)
+            if counts.stop:
+                reason = next(filter(None, ranks.gather(run.stop.reason)))
+                break
+            progress.step += 1
+            sums = train_step(run, engine, step, loss_fn, number=progress.step - 1, num_targets=counts.num_targets)
+            progress.position = dict(step.position)
+            progress.sums.add(sums)
+            _record_samples(run, step, number=progress.step)
+            run.checkpoints.poll()
+            step_s = time.perf_counter() - began
+            progress.sums.add(_speed(run, step, step_s=step_s, wait_s=watch.take("data")))
+            reporter.observe_step(step_s)
+            if progress.step % train.log_every_steps == 0 or progress.step == last_step:
+                reporter.log_step(progress, epoch=step.epoch)
+                _check_divergence(run, engine, progress)
+            if progress.step == end_of_link and progress.step < last_step:
+                reason = f"run.link_steps={run.config.run.link_steps} done"
+            elif run.checkpoints.is_due(progress.step) and not progress.is_validation_due(validate is not None):
+                reporter.measure_save(lambda: progress.save(run, engine))
+        finished = progress.step >= last_step or progress.is_early
+        progress.save(run, engine, wait=True)
+    logger.info("stopped at step %d: %s", progress.step, reason)
+    return Outcome(step=progress.step, finished=finished, reason=reason)
+
+
+def train_step(
+    run: Run, engine: Engine, step: Step, loss_fn: LossFn, *, number: int, num_targets: float
+) -> Mapping[str, tuple[Any, Any]]:
+    """Forward, backward and update of step `number` (from 0); the sums to log, still on the device."""
+    ranks = run.ranks
+    sums = MetricSums()
+    scale = ranks.dp_size / num_targets if num_targets else 0.0
+    for place, batch in enumerate(step.batches):
+        seed_everything(run.seed, "micro_batch", number, ranks.dp_rank + place * ranks.dp_size)
+        is_last = place == len(step.batches) - 1
+        weight = scale if batch.num_targets else 0.0
+        for output in _backpropagate(engine, loss_fn, batch.to(ranks.device), weight=weight, is_last=is_last):
+            if ranks.tp_rank == 0:
+                sums.add({"loss": (output.loss_sum, 0.0), **output.metrics})
+        if ranks.tp_rank == 0:
+            sums.add({"loss": (0.0, float(batch.num_targets))})
+    if not num_targets:
+        engine.discard()
+        sums.add({"skipped_updates": (float(ranks.is_first), 0.0)})
+        return sums.pairs()
+    optim = run.config.optim
+    norm = engine.step(max_norm=optim.max_norm, lr=learning_rate(optim, number)).detach()
+    if ranks.is_first:
+        is_bad = (~torch.isfinite(norm)).double()
+        sums.add({"grad_norm": (torch.where(is_bad > 0, 0.0, norm), 1 - is_bad), "skipped_updates": (is_bad, 0.0)})
+    return sums.pairs()
+
+
+def _backpropagate(
+    engine: Engine, loss_fn: LossFn, batch: Any, *, weight: float, is_last: bool
+) -> Iterator[LossOutput]:
+    """Send a micro-batch's loss backward, whole or part by part; only the last backward of the step synchronizes."""
+    with engine.accumulate(last=is_last):
+        loss = loss_fn(engine.model, batch)
+        if isinstance(loss, LossOutput):
+            engine.backward(loss.loss_sum * weight)
+            yield loss
+            return
+    for number, part in enumerate(loss):
+        with engine.accumulate(last=is_last and number == len(loss) - 1):
+            output = part()
+            engine.backward(output.loss_sum * weight)
+            yield output
+
+
+def _agree(run: Run, step: Step) -> Counts:
+    """One small sum over all ranks: targets, bad samples, and whether anybody wants to stop."""
+    mine = float(run.ranks.tp_rank == 0)
+    targets = mine * sum(batch.num_targets for batch in step.batches)
+    bad = mine * sum(len(batch.bad) for batch in step.batches)
+    total = run.ranks.total([targets, bad, float(run.stop.reason is not None)])
+    return Counts(num_targets=total[0], num_bad=total[1], stop=total[2] > 0)
+
+
+def _note_bad(run: Run, step: Step, progress: Progress, *, num_examples: int) -> None:
+    """List the bad samples of a step, each once, and stop when there are too many."""
+    mine = [bad.to_record() for batch in step.batches for bad in batch.bad] if run.ranks.tp_rank == 0 else []
+    for record in (record for records in run.ranks.gather(mine) for record in records):
+        if record["sample_id"] in progress.bad_ids:
+            continue
+        progress.bad_ids.append(record["sample_id"])
+        if run.ranks.is_first:
+            logger.warning("skipped a bad sample: %s: %s (%s)", *(record[k] for k in ("sample_id", "reason", "path")))
+            append_record(run.directory / BAD_SAMPLES, {**record, "step": progress.step + 1, "token": run.token})
+    allowed = max(10, run.config.train.max_bad_share * num_examples)
+    if len(progress.bad_ids) > allowed:
+        raise DataError(
+            f"{len(progress.bad_ids)} of {num_examples} examples are bad, {allowed:.0f} are allowed "
+            f"(train.max_bad_share={run.config.train.max_bad_share}); see {run.directory / BAD_SAMPLES}"
+        )
+
+
+def _validate(run: Run, engine: Engine, progress: Progress, reporter: Reporter, validate: Validate) -> str:
+    """Validate, save if that is due or the result is among the best; a reason to stop, or nothing."""
+    engine.model.eval()
+    began = time.perf_counter()
+    metrics = validate()
+    engine.model.train()
+    if metrics is None:
+        return next(filter(None, run.ranks.gather(run.stop.reason)))
+    reporter.log_validation(metrics, step=progress.step, seconds=time.perf_counter() - began)
+    progress.validated_step = progress.step
+    if progress.early is not None:
+        progress.is_early = progress.early.observe(metrics)
+    if run.checkpoints.is_due(progress.step) or run.config.checkpoint.keep_best is not None:
+        reporter.measure_save(lambda: progress.save(run, engine, metrics=metrics))
+    return "no improvement: train.early_stop" if progress.is_early else ""
+
+
+def _check_divergence(run: Run, engine: Engine, progress: Progress) -> None:
+    if progress.skipped_in_row > run.config.train.max_skipped_in_row:
+        raise DivergedError(
+            f"{progress.skipped_in_row:.0f} updates in a row had no finite gradient up to step {progress.step}; "
+            f"go back to a checkpoint in {run.directory} with a lower optim.lr or optim.max_norm"
+        )
+
+
+def _record_samples(run: Run, step: Step, *, number: int) -> None:
+    """The sample ids of the step's micro-batches in the plan's order, the same on any number of ranks."""
+    if not run.config.run.record_samples:
+        return
+    shares = run.ranks.gather([list(batch.sample_ids) for batch in step.batches])[:: run.ranks.tp_size]
+    if run.ranks.is_first:
+        ids = [share[place] for place in range(len(shares[0])) for share in shares]
+        append_record(run.directory / SAMPLES, {"step": number, "token": run.token, "micro_batches": ids})
+
+
+def _speed(run: Run, step: Step, *, step_s: float, wait_s: float) -> Mapping[str, tuple[Any, Any]]:
+    if run.ranks.tp_rank:
+        return {}
+    return step_metrics(
+        step_s=step_s,
+        data_wait_s=wait_s,
+        audio_s=sum(batch.audio_s for batch in step.batches),
+        padded_audio_s=sum(batch.padded_audio_s for batch in step.batches),
+        num_targets=sum(batch.num_targets for batch in step.batches),
+        dp_size=run.ranks.dp_size,
+        tp_size=run.ranks.tp_size,
+    )

@@ -1,0 +1,70 @@
+"""Train a Legendre Memory Unit recognizer with CTC, and score it on held-out speech at the end.
+
+    ./launch.sh -n2 recipes/lmu_gigaspeech/demo.sub
+    ./run.sh recipes/lmu_gigaspeech --config recipes/lmu_gigaspeech/demo.yaml optim.lr=1e-3
+    torchrun --nproc-per-node 2 -m recipes.lmu_gigaspeech.train --config recipes/lmu_gigaspeech/config.yaml
+"""
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from core.config import parse_args
+from core.data.stream import TrainStream, evaluation_batches
+from core.losses.ctc import ctc_loss
+from core.losses.output import LossOutput
+from core.models.ctc import CTCModel
+from core.parameters import freeze
+from core.parallel.engine import build_engine
+from core.samplers.plan import EvaluationPlan, Plan, Source
+from core.train.evaluate import evaluate
+from core.train.loop import fit
+from core.train.run import Outcome, Run, run_job
+from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus, build_model
+from recipes.lmu_gigaspeech.decode import Predictions, count_errors
+from recipes.lmu_gigaspeech.score import score_test
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config = parse_args(Config, argv=argv, prog="train", description=__doc__, default_config=DEFAULT_CONFIG)
+    return run_job(config, partial(train, config))
+
+
+def train(config: Config, run: Run) -> Outcome:
+    """One link: data, model, engine, loop; the test split is scored once, after the last step."""
+    corpus = Corpus.open(config, run.directory, ranks=run.ranks)
+    plan = Plan([Source("train", corpus.train.durations_s)], config.plan, seed=run.seed)
+    data = TrainStream(plan, corpus.training_set(plan, seed=run.seed), config=config.loader, ranks=run.ranks)
+    for line in data.describe():
+        logger.info(line)
+
+    model = build_model(config, vocab_size=len(corpus.vocabulary), seed=run.seed)
+    freeze(model, config.optim.freeze)
+    logger.info("%s parameters, %d characters", f"{sum(p.numel() for p in model.parameters()):,}", len(corpus.vocabulary))
+    engine = build_engine(model, config.parallel, optim=config.optim, ranks=run.ranks)
+
+    def validate() -> Mapping[str, float] | None:
+        predictions = Predictions(run, corpus.vocabulary)
+        dataset = corpus.evaluation_set("valid")
+        eval_plan = EvaluationPlan(Source("valid", corpus.valid.durations_s), config.plan)
+        batches = evaluation_batches(eval_plan, dataset, config=config.loader, ranks=run.ranks)
+        return evaluate(run, model, batches, partial(count_errors, predictions=predictions))
+
+    outcome = fit(run, engine, data, loss_fn, validate)
+    return score_test(config, run, model, corpus, outcome) if outcome.finished else outcome
+
+
+def loss_fn(model: nn.Module, batch: Any) -> LossOutput:
+    """CTC, summed over the characters of the utterances that can be aligned."""
+    logits, lengths = model(batch.inputs, batch.input_lengths)
+    return ctc_loss(logits, lengths, batch.targets, batch.target_lengths)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
