@@ -93,7 +93,7 @@ def load(
     """The batches of `draws`, in their order, read ahead by the workers."""
     return DataLoader(
         dataset,
-        sampler=draws,  # type: ignore[arg-type]
+        sampler=draws,
         batch_size=None,
         num_workers=config.num_workers,
         prefetch_factor=config.prefetch if config.num_workers else None,

@@ -1,4 +1,4 @@
-"""Evaluation over all ranks: sums of every batch, added up before any ratio is taken; a stop is heeded between batches."""
+"""Evaluation over all ranks: the sums of all batches are added up before any ratio is taken; a stop is heeded."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any

@@ -24,12 +24,12 @@ from core.runfiles import (
     CHECKPOINTS,
     CONFIG,
     DONE,
+    LEDGER,
     ExitCode,
     deadline_from_environment,
     job_from_environment,
     link_from_environment,
     read_records,
-    LEDGER,
     record_link,
     runs_root,
     write_whole,
@@ -130,7 +130,9 @@ def run_job(config: RecipeConfig, body: Callable[[Run], Outcome]) -> int:
                 lease, problem = _take_lease(directory)
             else:
                 problem = None
-            problem, token, link = ranks.from_first((problem, lease.token if lease else 0, link or _next_link(directory)))
+            problem, token, link = ranks.from_first(
+                (problem, lease.token if lease else 0, link or _next_link(directory))
+            )
             if problem is not None:
                 raise problem
             changed = ranks.from_first(_compare_config(directory, config) if ranks.is_first else None)

@@ -17,7 +17,10 @@ LARGEST_MARGIN_SHARE = 0.1
 
 @section
 class StopConfig:
-    """`margin_s`: how long before the job's end to stop; null: 3 x save time + longest step + 60 s, at most 1/10 link."""
+    """`margin_s`: how long before the job's end to stop.
+
+    null: 3 x the time of a save + the longest step + 60 s, but at most a tenth of the link.
+    """
 
     margin_s: float | None = None
 

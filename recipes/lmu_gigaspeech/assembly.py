@@ -6,8 +6,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from core.config import section
 from core.data.asr import AsrConfig, AsrExamples, transcripts
 from core.data.dataset import SpeechDataset

@@ -1,8 +1,8 @@
 """Train a Legendre Memory Unit recognizer with CTC, and score it on held-out speech at the end.
 
-    ./launch.sh -n2 recipes/lmu_gigaspeech/demo.sub
-    ./run.sh recipes/lmu_gigaspeech --config recipes/lmu_gigaspeech/demo.yaml optim.lr=1e-3
-    torchrun --nproc-per-node 2 -m recipes.lmu_gigaspeech.train --config recipes/lmu_gigaspeech/config.yaml
+./launch.sh -n2 recipes/lmu_gigaspeech/demo.sub
+./run.sh recipes/lmu_gigaspeech --config recipes/lmu_gigaspeech/demo.yaml optim.lr=1e-3
+torchrun --nproc-per-node 2 -m recipes.lmu_gigaspeech.train --config recipes/lmu_gigaspeech/config.yaml
 """
 
 import logging
@@ -17,9 +17,8 @@ from core.config import parse_args
 from core.data.stream import TrainStream, evaluation_batches
 from core.losses.ctc import ctc_loss
 from core.losses.output import LossOutput
-from core.models.ctc import CTCModel
-from core.parameters import freeze
 from core.parallel.engine import build_engine
+from core.parameters import freeze
 from core.samplers.plan import EvaluationPlan, Plan, Source
 from core.train.evaluate import evaluate
 from core.train.loop import fit
@@ -46,7 +45,9 @@ def train(config: Config, run: Run) -> Outcome:
 
     model = build_model(config, vocab_size=len(corpus.vocabulary), seed=run.seed)
     freeze(model, config.optim.freeze)
-    logger.info("%s parameters, %d characters", f"{sum(p.numel() for p in model.parameters()):,}", len(corpus.vocabulary))
+    logger.info(
+        "%s parameters, %d characters", f"{sum(p.numel() for p in model.parameters()):,}", len(corpus.vocabulary)
+    )
     engine = build_engine(model, config.parallel, optim=config.optim, ranks=run.ranks)
 
     def validate() -> Mapping[str, float] | None:
