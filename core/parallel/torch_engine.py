@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from core.distributed import Ranks
 from core.optim import OptimConfig, build_optimizer
-from core.parallel.clipping import clip_gradients
+from core.parallel.clipping import clip_gradients, local_parts
 from core.parallel.engine import ParallelConfig
 from core.parallel.loss_scale import LossScale
 from core.parallel.weights import load_weights, save_weights
@@ -92,11 +92,34 @@ class TorchEngine:
         # Fused optimizers leave parameters and states alone where found_inf is 1: no copy to the host, no branch.
         self._optimizer.found_inf = is_bad  # type: ignore[attr-defined]
         self._optimizer.grad_scale = None  # type: ignore[attr-defined]
-        self._optimizer.step()
+        self._update()
         self.discard()
         if self._loss_scale is not None:
             self._loss_scale.update(is_bad)
         return norm
+
+    def _update(self) -> None:
+        """One optimizer step; fused SGD knows no DTensor, so that its lists are cut to this rank's shards first."""
+        if not isinstance(self._optimizer, torch.optim.SGD):
+            self._optimizer.step()
+            return
+        for group in self._optimizer.param_groups:
+            trained = [p for p in group["params"] if p.grad is not None]
+            if not trained:
+                continue
+            momentum = group["momentum"]
+            if momentum:  # torch would leave the buffers of a skipped first update uninitialized
+                for p in trained:
+                    if "momentum_buffer" not in self._optimizer.state[p]:
+                        self._optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+            buffers = [self._optimizer.state[p]["momentum_buffer"] for p in trained] if momentum else []
+            with torch.no_grad():
+                torch._fused_sgd_(
+                    local_parts(trained), local_parts([p.grad for p in trained]), local_parts(buffers),
+                    weight_decay=group["weight_decay"], momentum=momentum, lr=group["lr"],
+                    dampening=group["dampening"], nesterov=group["nesterov"], maximize=group["maximize"],
+                    is_first_step=False, found_inf=self._optimizer.found_inf,  # type: ignore[attr-defined]
+                )  # fmt: skip
 
     def discard(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)

@@ -80,7 +80,10 @@ def _is_alive(holder: dict[str, Any]) -> bool:
         return False
     if holder["host"] == socket.gethostname():
         try:
-            return abs(psutil.Process(holder["pid"]).create_time() - holder["started"]) < 1.0
+            process = psutil.Process(holder["pid"])
+            if process.status() == psutil.STATUS_ZOMBIE:  # dead, and its parent has not looked yet
+                return False
+            return abs(process.create_time() - holder["started"]) < 1.0
         except psutil.NoSuchProcess:
             return False
     return time.time() - holder["heartbeat"] < STALE_S

@@ -20,15 +20,13 @@ from core.data.stream import evaluation_batches
 from core.decoding import beam_search, greedy_search
 from core.distributed import Ranks, joined
 from core.fusion import WeightedScorer, build_scorer
-from core.parallel.engine import build_engine
-from core.parameters import freeze
-from core.runfiles import CHECKPOINTS, SCORES, append_record, runs_root, write_json
+from core.runfiles import SCORES, append_record, runs_root, write_json
 from core.samplers.plan import EvaluationPlan, Source
 from core.scoring import ErrorCounts, bootstrap_interval, character_errors, total, word_errors
-from core.train.checkpoint import CheckpointStore
 from core.train.report import PREDICTIONS
 from core.train.run import Outcome, Run
-from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus, build_model
+from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus
+from recipes.lmu_gigaspeech.trained import load_trained
 
 logger = logging.getLogger(__name__)
 
@@ -51,15 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory = runs_root() / config.run.name
     with joined(device=config.run.device) as ranks:
         corpus = Corpus.open(config, directory, ranks=ranks)
-        model = build_model(config, vocab_size=len(corpus.vocabulary), seed=config.run.seed)
-        freeze(model, config.optim.freeze)
-        engine = build_engine(model, config.parallel, optim=config.optim, ranks=ranks)
-        store = CheckpointStore(directory / CHECKPOINTS, config.checkpoint, ranks=ranks, token=0)
-        newest = store.newest()
-        if newest is None:
-            raise SystemExit(f"{directory} has no complete checkpoint; train first, or name a run by run.name=...")
-        store.load_weights_only(engine, newest)
-        scored = transcribe_split(config, ranks, engine.model, corpus)
+        model = load_trained(config, directory, vocabulary=corpus.vocabulary, ranks=ranks)
+        scored = transcribe_split(config, ranks, model, corpus)
         if ranks.is_first:
             for name, value in summarize(scored, seed=config.run.seed).items():
                 print(f"{name:24} {value:.4f}")
