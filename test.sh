@@ -14,4 +14,5 @@ echo "== shellcheck"
 find . -path ./.venv -prune -o -path ./runs -prune -o -type f \( -name '*.sh' -o -name '*.sub' -o -path './.ci/run' \) -print0 |
     xargs -0 shellcheck --external-sources
 echo "== pytest"
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 # two workers on two cores; and forked ranks hang on a thread pool
 exec python -m pytest -n "${BATON_TEST_WORKERS:-2}" "$@"
