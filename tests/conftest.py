@@ -5,6 +5,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 
-import torch  # noqa: E402  (the variables are read when torch is loaded)
+import torch  # the variables are read when it is loaded
 
 torch.set_num_threads(1)
