@@ -21,6 +21,8 @@ class DeepSpeedProtocol:
 
         backend.build_shm_op = lambda: None  # else it compiles a kernel for half a minute
         self._max_norm = optim.max_norm
+        # Compiled at first use, 26 s long, and not at all where the environment's path holds a space.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._engine, *_ = deepspeed.initialize(
             model=model,
             optimizer=build_optimizer(model, optim),
