@@ -17,9 +17,7 @@ class DeepSpeedProtocol:
     def __init__(self, model: nn.Module, *, optim: OptimConfig) -> None:
         os.environ.update(DS_BUILD_OPS="0", DS_ACCELERATOR="cpu")
         import deepspeed
-        import deepspeed.comm.torch as backend
 
-        backend.build_shm_op = lambda: None  # else it compiles a kernel for half a minute
         self._max_norm = optim.max_norm
         # Compiled at first use, 26 s long, and not at all where the environment's path holds a space.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
