@@ -1,5 +1,9 @@
 """Log-mel features: a plain torch module for a batch on any device or one utterance in a loader's worker."""
 
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -7,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from core.config import section
+from core.runfiles import write_whole
 
 N = TypeVar("N", int, np.ndarray, Tensor)
 
@@ -27,7 +32,9 @@ class FeatureConfig:
     high_hz: float | None = None  # null: half of sample_rate_hz
     center: bool = True  # the first frame is centered on the first sample, the ends are mirrored
     scale: Literal["db", "log"] = "db"
-    normalize: Literal["utterance", "none"] = "utterance"  # each bin to mean 0 and standard deviation 1
+    # Each bin to mean 0 and standard deviation 1, over the utterance or over training speech. A word said alone has a
+    # mean of its own, so on short utterances `corpus` learns faster; and what needs no end of the utterance can stream.
+    normalize: Literal["utterance", "corpus", "none"] = "utterance"
 
     def __post_init__(self) -> None:
         for name in ("sample_rate_hz", "num_mels", "fft_size", "window_samples", "hop_samples"):
@@ -55,20 +62,51 @@ def num_frames(num_samples: N, *, config: FeatureConfig) -> N:
     return ((num_samples - config.fft_size) // config.hop_samples + 1) * (num_samples >= config.fft_size)
 
 
+@dataclass(frozen=True)
+class FeatureStats:
+    """Mean and standard deviation of each bin over training speech, for `normalize: corpus`."""
+
+    mean: list[float]
+    std: list[float]
+
+    @classmethod
+    def of(cls, features: Iterable[Tensor]) -> "FeatureStats":
+        """Over all frames of features (T, F) that are not normalized; ValueError without any frame."""
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        for one in features:
+            one = one.double()
+            count, total, squares = count + len(one), total + one.sum(0), squares + one.square().sum(0)
+        if not count:
+            raise ValueError("no frames to take the mean and standard deviation of")
+        mean = total / count
+        return cls(mean.tolist(), (squares / count - mean.square()).clamp(min=0).sqrt().tolist())
+
+    @classmethod
+    def load(cls, path: Path) -> "FeatureStats":
+        return cls(**json.loads(path.read_text()))
+
+    def save(self, path: Path) -> None:
+        write_whole(path, json.dumps({"mean": self.mean, "std": self.std}))
+
+
 class LogMel(nn.Module):
     """`features, num_frames = log_mel(audio, num_samples)`; what follows an utterance in its row changes nothing.
 
     Mel power spectra as torchaudio's `MelSpectrogram(n_fft, win_length, hop_length, n_mels, power=2)` with the HTK
-    scale and no norm, then 10 log10 (as `AmplitudeToDB`) or the natural logarithm, then normalization over the valid
-    frames. An utterance no longer than half a window, which torchaudio refuses, is mirrored as far as it goes.
+    scale and no norm, then 10 log10 (as `AmplitudeToDB`) or the natural logarithm, then normalization. An utterance no
+    longer than half a window, which torchaudio refuses, is mirrored as far as it goes.
 
     The module has no parameters and no buffers: it is fp32 under autocast and in a bf16 model, and it survives
     creation on the meta device.
     """
 
-    def __init__(self, config: FeatureConfig) -> None:
+    def __init__(self, config: FeatureConfig, *, stats: FeatureStats | None = None) -> None:
+        """`stats`: needed by `normalize: corpus`, and only by that."""
         super().__init__()
+        if (config.normalize == "corpus") != (stats is not None):
+            raise ValueError(f"normalize={config.normalize} needs {'no ' if stats else ''}stats of training speech")
         self.config = config
+        self.stats = stats
         self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     @torch.no_grad()
@@ -87,6 +125,9 @@ class LogMel(nn.Module):
             features = 10 * mel.log10() if config.scale == "db" else mel.log()
             counts = num_frames(num_samples, config=config)  # (B,)
             is_valid = torch.arange(features.shape[1], device=audio.device) < counts[:, None]  # (B, T)
+            if self.stats is not None:
+                mean, std = (torch.tensor(values, device=audio.device) for values in (self.stats.mean, self.stats.std))
+                features = (features - mean) / (std + _STD_FLOOR)
             features = features.where(is_valid[..., None], 0.0)
             if config.normalize == "utterance":
                 features = _normalize(features, is_valid=is_valid[..., None], num_frames=counts)

@@ -1,27 +1,30 @@
 """Speech recognition examples: a reading becomes normalized log-mel features and character ids."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from core.config import section
 from core.data.augment import Augment, AugmentConfig, SpecAugmentConfig, spec_augment
 from core.data.batch import Sample
 from core.data.index import ManifestIndex
-from core.data.reading import Reading
-from core.features import FeatureConfig, LogMel, num_frames
+from core.data.reading import BadSample, Reading, read_cut
+from core.features import FeatureConfig, FeatureStats, LogMel, num_frames
 from core.losses.ctc import is_feasible
 from core.text import CharacterVocabulary, normalize_transcript
+
+_STATS_UTTERANCES = 500  # some 20 minutes to an hour of speech: the means no longer move
 
 
 @section
 class AsrConfig:
     """What the model hears and reads: manifests, features, and the augmentation of training examples."""
 
-    train: str
+    train: str  # a manifest, or a blend of several (.yaml)
     valid: str
     test: str
     features: FeatureConfig = field(default_factory=FeatureConfig)
@@ -39,6 +42,7 @@ class AsrExamples:
     config: AsrConfig
     vocabulary: CharacterVocabulary
     output_lengths: Callable[[Any], Any]
+    stats: FeatureStats | None = None  # with features.normalize=corpus
 
     def __call__(self, reading: Reading, rng: np.random.Generator | None) -> Sample:
         text = transcript(reading)
@@ -51,7 +55,7 @@ class AsrExamples:
         if num_frames(len(samples), config=self.config.features) < 1:
             raise reading.bad("shorter than one feature frame")
         audio = torch.from_numpy(samples)[None]  # (1, S)
-        features = LogMel(self.config.features)(audio, torch.tensor([len(samples)]))[0][0]  # (T, F)
+        features = LogMel(self.config.features, stats=self.stats)(audio, torch.tensor([len(samples)]))[0][0]  # (T, F)
         if rng is not None and self.config.spec_augment is not None:
             features = spec_augment(features, config=self.config.spec_augment, rng=rng)
         can_align = is_feasible(self.output_lengths(len(features)), ids)
@@ -69,12 +73,41 @@ class AsrExamples:
         return Sample("", features, torch.zeros(0, dtype=torch.int64), num_targets=0, audio_s=0.0)
 
 
+def feature_stats(indexes: Sequence[ManifestIndex], *, config: FeatureConfig) -> FeatureStats:
+    """Of some `_STATS_UTTERANCES` utterances evenly spread over manifests, without those that cannot be read."""
+    log_mel = LogMel(replace(config, normalize="none"))
+    places = [(index, row) for index in indexes for row in _spread(len(index), most=_STATS_UTTERANCES // len(indexes))]
+
+    def features() -> Iterator[Tensor]:
+        for index, row in places:
+            try:
+                samples = read_cut(index.read(row), sample_rate_hz=config.sample_rate_hz).samples
+            except BadSample:
+                continue  # training will come across it, and list it
+            yield log_mel(torch.from_numpy(samples)[None], torch.tensor([len(samples)]))[0][0]
+
+    try:
+        return FeatureStats.of(features())
+    except ValueError as error:
+        names = ", ".join(str(index.manifest) for index in indexes)
+        raise ValueError(f"data.features.normalize=corpus: {error}; every file of {names} is bad") from None
+
+
+def _spread(num: int, *, most: int) -> list[int]:
+    return [int(row) for row in np.linspace(0, num - 1, min(num, max(1, most)))]
+
+
 def transcript(reading: Reading) -> str:
     """The normalized text; BadSample for an utterance that holds no speech."""
     text = normalize_transcript(reading.text(), language=reading.cut.supervisions[0].language or "en")
     if not text:
         raise reading.bad("no words after normalization")
     return text
+
+
+def texts_of(indexes: Iterable[ManifestIndex]) -> list[str]:
+    """The normalized texts of manifests, to learn characters and n-grams from."""
+    return [text for index in indexes for _, text in transcripts(index)]
 
 
 def transcripts(index: ManifestIndex) -> Iterator[tuple[str, str]]:

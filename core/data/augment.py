@@ -25,6 +25,9 @@ class AugmentConfig:
     """What happens to a training utterance's waveform, in this order; by default nothing."""
 
     speed_factors: list[float] = dataclasses.field(default_factory=list)  # equally likely, e.g. [0.9, 1.0, 1.1]
+    # Up to so much is cut off the beginning. Subsampled frames then fall elsewhere in every epoch, so that a small
+    # corpus cannot be learned by heart frame by frame.
+    trim_s: float = 0.0
     gain_db: float = 0.0  # louder or softer by up to so much
     noise_probability: float = 0.0
     noise_snr_db: list[float] = dataclasses.field(default_factory=lambda: [10.0, 30.0])  # lowest, highest
@@ -34,6 +37,8 @@ class AugmentConfig:
         wrong = [factor for factor in self.speed_factors if not 0.5 <= factor <= 2.0]
         if wrong:
             raise ValueError(f"speed_factors={self.speed_factors} must lie between 0.5 and 2.0, unlike {wrong}")
+        if self.trim_s < 0:
+            raise ValueError(f"trim_s={self.trim_s} must be at least 0: the most that is cut off")
         if self.gain_db < 0:
             raise ValueError(f"gain_db={self.gain_db} must be at least 0: it is the largest change either way")
         if not 0 <= self.noise_probability <= 1:
@@ -67,6 +72,7 @@ class Augment:
 
     def __init__(self, config: AugmentConfig, *, sample_rate_hz: int) -> None:
         self.config = config
+        self.sample_rate_hz = sample_rate_hz
         self.clips = None
         if config.noise_folder is not None:
             self.clips = NoiseClips(Path(config.noise_folder), sample_rate_hz=sample_rate_hz)
@@ -75,6 +81,9 @@ class Augment:
         config = self.config
         if config.speed_factors:
             samples = change_speed(samples, factor=config.speed_factors[rng.integers(len(config.speed_factors))])
+        if config.trim_s > 0:
+            most = min(round(config.trim_s * self.sample_rate_hz), len(samples) // 2)
+            samples = samples[rng.integers(most + 1) :]
         if config.gain_db > 0:
             samples = samples * np.float32(10 ** (rng.uniform(-config.gain_db, config.gain_db) / 20))
         if rng.random() < config.noise_probability:

@@ -20,8 +20,8 @@ class SpeechDataset(torch.utils.data.Dataset[Batch]):
     """`dataset[draws]` is the batch of one micro-batch of the plan.
 
     `make_sample(reading, rng)` turns one utterance into a Sample and may raise BadSample. Its randomness is keyed by
-    (seed, source, epoch, row), so an example is the same in whatever batch, worker or order it is read; without a
-    seed (evaluation) rng is None and nothing may be random.
+    (seed, segment, source, epoch, row), so an example is the same in whatever batch, worker or order it is read;
+    without a seed (evaluation) rng is None and nothing may be random.
     """
 
     indexes: Sequence[ManifestIndex]
@@ -29,13 +29,14 @@ class SpeechDataset(torch.utils.data.Dataset[Batch]):
     dummy: Sample
     sample_rate_hz: int
     seed: int | None = None
+    segment: int = 0  # of the plan: the epochs of each begin at 0
     allowed_s: float | None = None
 
     def __getitem__(self, draws: Sequence[Draw]) -> Batch:
         samples: list[Sample] = []
         bad: list[BadSample] = []
         for source, epoch, row in draws:
-            rng = None if self.seed is None else generator(self.seed, "sample", source, epoch, row)
+            rng = None if self.seed is None else generator(self.seed, "sample", self.segment, source, epoch, row)
             try:
                 cut = self.indexes[source].read(row)
                 reading = read_cut(cut, sample_rate_hz=self.sample_rate_hz, allowed_s=self.allowed_s)

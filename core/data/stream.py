@@ -4,9 +4,10 @@ The plan runs ahead of training in the loader; where the run stands is told by t
 loader, so a resume starts exactly where the last finished step ended.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import torch
@@ -19,6 +20,8 @@ from core.data.dataset import SpeechDataset
 from core.distributed import Ranks
 from core.samplers.plan import Draw, EvaluationPlan, Plan, Position, check_dp_size, rank_micro_batches
 from core.signals import ignore_stop_signals
+
+logger = logging.getLogger(__name__)
 
 
 @section
@@ -41,11 +44,17 @@ class Step:
 class TrainStream:
     """The endless steps of a plan, from any position."""
 
-    def __init__(self, plan: Plan, dataset: SpeechDataset, *, config: LoaderConfig, ranks: Ranks) -> None:
-        """ValueError where the number of dp ranks does not divide the micro-batches of a step."""
+    def __init__(
+        self, plan: Plan, dataset: SpeechDataset, *, config: LoaderConfig, ranks: Ranks, accept_data: bool = False
+    ) -> None:
+        """ValueError where the number of dp ranks does not divide the micro-batches of a step.
+
+        `accept_data`: a run that was trained on other manifests goes on with these, as a new segment of the plan.
+        """
         self.micro_batches_per_step = plan.config.micro_batches_per_step
         check_dp_size(ranks.dp_size, micro_batches_per_step=self.micro_batches_per_step)
         self._plan, self._dataset, self._config, self._ranks = plan, dataset, config, ranks
+        self._accept_data = accept_data
         self.num_examples = plan.num_examples
 
     def describe(self) -> list[str]:
@@ -54,23 +63,29 @@ class TrainStream:
     def steps(self, position: Mapping[str, Any] | None = None) -> Iterator[Step]:
         """From `position`, the one of the last step trained on; None: from the start.
 
-        ValueError where the position belongs to another plan.
+        ValueError where the position belongs to other data, unless that is accepted.
         """
+        start = Position(0, 0, 0) if position is None else Position(**position["plan"])
         if position is not None and position["fingerprint"] != self._plan.fingerprint:
-            raise ValueError(
-                "data: the manifests differ from those this run was trained on so far; restore them, or start a new run"
-            )
-        start = None if position is None else Position(**position["plan"])
+            if not self._accept_data:
+                raise ValueError(
+                    "data: the manifests differ from those this run was trained on so far; restore them, "
+                    "start a new run, or go on with these by run.accept_data=true"
+                )
+            start = Position(start.segment + 1, 0, 0)
+            logger.info("the data changed: segment %d of the plan begins", start.segment)
+        plan = self._plan.in_segment(start.segment)
+        dataset = replace(self._dataset, segment=start.segment)
         after: deque[tuple[int, Position, float]] = deque()
 
         def micro_batches() -> Iterator[list[Draw]]:
-            for step in self._plan.steps(start):
+            for step in plan.steps(start):
                 own = rank_micro_batches(step, dp_rank=self._ranks.dp_rank, dp_size=self._ranks.dp_size)
                 epoch = max((draw.epoch for draws in own for draw in draws), default=0)
                 after.append((len(own), step.after, float(epoch)))
                 yield from own
 
-        batches = iter(load(self._dataset, micro_batches(), config=self._config, ranks=self._ranks))
+        batches = iter(load(dataset, micro_batches(), config=self._config, ranks=self._ranks))
         while True:
             first = next(batches)
             count, reached, epoch = after.popleft()

@@ -1,5 +1,7 @@
 """Connectionist temporal classification (Graves et al. 2006), summed over characters."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -40,9 +42,7 @@ def ctc_loss(logits: Tensor, lengths: Tensor, targets: Tensor, target_lengths: T
     """
     lengths, target_lengths = lengths.to(logits.device), target_lengths.to(logits.device)
     has_targets = target_lengths > 0
-    positions = torch.arange(targets.shape[1], device=targets.device)
-    is_repeat = (targets[:, 1:] == targets[:, :-1]) & (positions[1:] < target_lengths[:, None])
-    is_counted = has_targets & (target_lengths + is_repeat.sum(dim=1) <= lengths)
+    is_counted = _is_counted(lengths, targets, target_lengths)
     with torch.autocast(logits.device.type, enabled=False):
         log_probs = (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(dim=-1)
         losses = F.ctc_loss(
@@ -55,3 +55,34 @@ def ctc_loss(logits: Tensor, lengths: Tensor, targets: Tensor, target_lengths: T
         )  # (B,)
         loss_sum = torch.where(is_counted, losses, 0).sum()
     return LossOutput(loss_sum, {"infeasible": ((has_targets & ~is_counted).sum(), has_targets.sum())})
+
+
+def intermediate_ctc_loss(
+    logits: Tensor,
+    intermediate: Sequence[Tensor],
+    lengths: Tensor,
+    targets: Tensor,
+    target_lengths: Tensor,
+    *,
+    weight: float,
+) -> LossOutput:
+    """(1 - weight) CTC(logits) + weight mean_i CTC(intermediate_i) (Lee and Watanabe 2021, arXiv:2102.03216, eq. 12).
+
+    Shapes and reduction as in `ctc_loss`; without intermediate logits it is that. Metric `final_loss`: the first term
+    a character, without its weight.
+    """
+    final = ctc_loss(logits, lengths, targets, target_lengths)
+    if not intermediate:
+        return final
+    others = [ctc_loss(one, lengths, targets, target_lengths).loss_sum for one in intermediate]
+    lengths, target_lengths = lengths.to(logits.device), target_lengths.to(logits.device)
+    num_counted = torch.where(_is_counted(lengths, targets, target_lengths), target_lengths, 0).sum()
+    metrics = {**final.metrics, "final_loss": (final.loss_sum.detach(), num_counted)}
+    return LossOutput((1 - weight) * final.loss_sum + weight * torch.stack(others).mean(), metrics)
+
+
+def _is_counted(lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
+    """`is_feasible` of each utterance: (B,) bool."""
+    positions = torch.arange(targets.shape[1], device=targets.device)
+    is_repeat = (targets[:, 1:] == targets[:, :-1]) & (positions[1:] < target_lengths[:, None])
+    return (target_lengths > 0) & (target_lengths + is_repeat.sum(dim=1) <= lengths)

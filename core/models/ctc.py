@@ -1,6 +1,8 @@
 """A CTC model: any encoder, and a linear layer from its hidden frames to blank and characters."""
 
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import field
+from typing import Any, NamedTuple, Protocol, cast
 
 from torch import Tensor, nn
 
@@ -17,8 +19,14 @@ class CTCHeadConfig:
     init_gain: float = 0.1  # of Xavier's uniform initialization
     blank_bias: float = 0.0
     symbol_bias: float = 0.0
+    # Blocks, from 1, after which the text is read off too, in training only: a regularizer (Lee and Watanabe 2021,
+    # arXiv:2102.03216) whose loss weighs `intermediate_weight` of the whole.
+    intermediate_blocks: list[int] = field(default_factory=list)
+    intermediate_weight: float = 0.3
 
     def __post_init__(self) -> None:
+        if not 0 <= self.intermediate_weight < 1:
+            raise ValueError(f"intermediate_weight={self.intermediate_weight} must be at least 0 and below 1")
         if self.init_gain <= 0:
             raise ValueError(f"init_gain={self.init_gain} must be positive")
 
@@ -39,6 +47,24 @@ class Encoder(Protocol):
     def blocks(self) -> list[nn.Module]: ...
 
 
+class TappedEncoder(Encoder, Protocol):
+    """What intermediate blocks ask of it besides."""
+
+    def tapped(
+        self, features: Tensor, num_frames: Tensor, *, after: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """As a call, and the hidden frames (B, T', output_dim) after some of the blocks, counted from 1."""
+        ...
+
+
+class CTCOutput(NamedTuple):
+    """What the CTC loss takes."""
+
+    logits: Tensor  # (B, T', V)
+    lengths: Tensor  # (B,)
+    intermediate: list[Tensor]  # logits (B, T', V) after the intermediate blocks; empty in evaluation
+
+
 class CTCModel(nn.Module):
     def __init__(self, encoder: Encoder, *, vocab_size: int, config: CTCHeadConfig) -> None:
         super().__init__()
@@ -47,15 +73,26 @@ class CTCModel(nn.Module):
         nn.init.xavier_uniform_(self.projection.weight, gain=config.init_gain)
         nn.init.constant_(self.projection.bias, config.symbol_bias)
         nn.init.constant_(self.projection.bias[BLANK_ID : BLANK_ID + 1], config.blank_bias)
+        self.intermediate_blocks = config.intermediate_blocks
+        self.intermediate = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(encoder.output_dim), nn.Linear(encoder.output_dim, vocab_size))
+            for _ in config.intermediate_blocks
+        )
 
-    def forward(self, features: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
-        """features (B, T, F), num_frames (B,) -> logits (B, T', V), lengths (B,): what `ctc_loss` takes."""
-        hidden, lengths = self.encoder(features, num_frames)
-        return self.projection(hidden), lengths
+    def forward(self, features: Tensor, num_frames: Tensor) -> CTCOutput:
+        """features (B, T, F), num_frames (B,)"""
+        if not (self.training and self.intermediate_blocks):
+            hidden, lengths = self.encoder(features, num_frames)
+            return CTCOutput(self.projection(hidden), lengths, [])
+        hidden, lengths, taps = cast("TappedEncoder", self.encoder).tapped(
+            features, num_frames, after=self.intermediate_blocks
+        )
+        intermediate = [head(tap) for head, tap in zip(self.intermediate, taps, strict=True)]
+        return CTCOutput(self.projection(hidden), lengths, intermediate)
 
     def log_probs(self, features: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities (B, T', V) in fp32, lengths (B,): what decoding takes."""
-        logits, lengths = self(features, num_frames)
+        logits, lengths, _ = self(features, num_frames)
         return logits.float().log_softmax(dim=-1), lengths
 
     def stream(self, features: Tensor, state: Any = None) -> tuple[Tensor, Any]:

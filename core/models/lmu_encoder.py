@@ -3,6 +3,7 @@
 Each block is [attention] + LMU + [gated convolution] + feed-forward; forwards and backwards in time, or causal.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import pydantic
@@ -92,12 +93,21 @@ class LMUEncoder(nn.Module):
 
     def forward(self, features: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
         """features (B, T, input_dim), num_frames (B,) -> hidden (B, ceil(T / 4), dim), lengths (B,)."""
+        return self.tapped(features, num_frames)[:2]
+
+    def tapped(
+        self, features: Tensor, num_frames: Tensor, *, after: Sequence[int] = ()
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """As forward, and the hidden frames (B, ceil(T / 4), dim) after some of the blocks, counted from 1."""
         x, lengths = self.subsampling(features, num_frames)
         is_valid = valid_frames(lengths, x.size(1))
         x = self.dropout(x)
-        for block in self.layers:
+        taps = []
+        for number, block in enumerate(self.layers, start=1):
             x = block(x, is_valid)
-        return self.norm(x), lengths
+            if number in after:
+                taps.append(x)
+        return self.norm(x), lengths, taps
 
     def stream(self, features: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
         """The next feature frames (B, t, input_dim) after `state` (None: the beginning) -> hidden frames, state.

@@ -84,6 +84,7 @@ class Plan:
         self.config = config
         self.seed = seed
         self.segment = segment
+        self._sources = sources
         self._admitted = [admit(source, config) for source in sources]
         self._blend = Blend(self._admitted, seed=seed, segment=segment)
         longest_s = max(one.longest_s for one in self._admitted) or config.allowed_s  # 0 when all are over the budget
@@ -91,13 +92,17 @@ class Plan:
         sample = np.minimum(sample, np.float32(longest_s))
         self._buckets = make_buckets(sample, num_buckets=config.num_buckets, longest_s=longest_s)
 
+    def in_segment(self, segment: int) -> "Plan":
+        """The plan of another segment over the same sources."""
+        return self if segment == self.segment else Plan(self._sources, self.config, seed=self.seed, segment=segment)
+
     def steps(self, start: Position | None = None) -> Iterator[PlannedStep]:
         """The steps from a position on (default: from the first of this segment), without end."""
         start = start or Position(self.segment, 0, 0)
         if start.segment != self.segment:
             raise ValueError(
                 f"the position is in segment {start.segment} of the data, this plan is segment {self.segment}: "
-                f"continue with the blend of segment {start.segment}, or accept the changed data (--accept data), "
+                f"continue with the blend of segment {start.segment}, or accept the change (run.accept_data=true), "
                 f"which begins a new segment at Position(segment={self.segment}, chunk=0, offset=0)"
             )
         if start.chunk < 0 or start.offset < 0:
@@ -106,7 +111,7 @@ class Plan:
         if start.offset > chunk.num_steps:
             raise ValueError(
                 f"{start} lies behind the {chunk.num_steps} steps of its chunk: the data or the rules of the plan are "
-                f"not those it was saved with; restore them, or accept the change (--accept data)"
+                f"not those it was saved with; restore them, or start a new run"
             )
         return self._steps_from(chunk, start)
 

@@ -2,13 +2,14 @@
 
 import copy
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from core.features import FeatureConfig, LogMel, mel_filters, num_frames
+from core.features import FeatureConfig, FeatureStats, LogMel, mel_filters, num_frames
 
 RATE = 16000
 PLAIN = FeatureConfig(normalize="none")
@@ -194,3 +195,30 @@ def test_filters_are_triangles_of_height_1_that_sum_to_1() -> None:
 def test_contradicting_sizes_are_refused(values: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         FeatureConfig(**values)
+
+
+def test_corpus_statistics_normalize_the_speech_they_were_taken_from(tmp_path: Path) -> None:
+    audio = [_audio(RATE), 3 * _audio(RATE // 2, seed=1)]
+    frames = [_one(PLAIN, one) for one in audio]
+    FeatureStats.of(frames).save(tmp_path / "stats.json")
+    stats = FeatureStats.load(tmp_path / "stats.json")
+    together = torch.cat(frames).double().numpy()
+    assert np.abs(np.array(stats.mean) - together.mean(0)).max() < 1e-6
+    assert np.abs(np.array(stats.std) - together.std(0)).max() < 1e-6
+    config = FeatureConfig(normalize="corpus")
+    found, counts = LogMel(config, stats=stats)(
+        nn.utils.rnn.pad_sequence(audio, batch_first=True), torch.tensor([RATE, RATE // 2])
+    )
+    expected = (frames[1].numpy() - together.mean(0)) / (together.std(0) + 1e-3)
+    assert np.abs(found[1, : counts[1]].numpy() - expected).max() < 1e-4
+    assert not found[1, counts[1] :].any()
+
+
+def test_statistics_are_asked_for_where_they_are_used_and_only_there() -> None:
+    stats = FeatureStats([0.0], [1.0])
+    with pytest.raises(ValueError, match="normalize=corpus needs stats"):
+        LogMel(FeatureConfig(normalize="corpus"))
+    with pytest.raises(ValueError, match="normalize=utterance needs no stats"):
+        LogMel(FeatureConfig(), stats=stats)
+    with pytest.raises(ValueError, match="no frames"):
+        FeatureStats.of([])

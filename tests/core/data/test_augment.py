@@ -79,6 +79,18 @@ def test_gain_is_uniform_in_decibels_both_ways() -> None:
     assert np.mean(changes) == pytest.approx(0, abs=0.5) and np.std(changes) == pytest.approx(12 / 12**0.5, abs=0.3)
 
 
+def test_a_trim_takes_from_the_beginning_only_and_evenly() -> None:
+    signal = np.arange(1600, dtype=np.float32)
+    augment = Augment(AugmentConfig(trim_s=100 / RATE), sample_rate_hz=RATE)
+    trimmed = [augment(signal, rng=generator(0, "t", k)) for k in range(800)]
+    assert all(np.array_equal(one, signal[1600 - len(one) :]) for one in trimmed)
+    taken = np.array([1600 - len(one) for one in trimmed])
+    assert taken.min() == 0 and taken.max() == 100
+    assert taken.mean() == pytest.approx(50, abs=5) and taken.std() == pytest.approx(101 / 12**0.5, abs=2)
+    shortest = min(len(augment(signal[:20], rng=generator(0, "t", k))) for k in range(100))
+    assert shortest == 10, "half of a short utterance stays"
+
+
 def test_noise_comes_with_its_probability_and_within_its_range() -> None:
     augment = Augment(AugmentConfig(noise_probability=0.25, noise_snr_db=[5.0, 15.0]), sample_rate_hz=RATE)
     signal = _sine(440.0, num_samples=1600)
@@ -205,6 +217,7 @@ def test_an_utterance_without_frames_is_left_alone() -> None:
     ("section", "values", "message"),
     [
         (AugmentConfig, {"speed_factors": [1.0, 90.0]}, r"must lie between 0\.5 and 2\.0, unlike \[90\.0\]"),
+        (AugmentConfig, {"trim_s": -1.0}, r"trim_s=-1\.0 must be at least 0"),
         (AugmentConfig, {"gain_db": -1.0}, r"gain_db=-1\.0 must be at least 0"),
         (AugmentConfig, {"noise_probability": 5.0}, r"noise_probability=5\.0 must be between 0 and 1"),
         (AugmentConfig, {"noise_snr_db": [20.0, 10.0]}, r"must be \[lowest, highest\]"),

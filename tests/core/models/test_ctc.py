@@ -3,16 +3,16 @@
 import pytest
 import torch
 
-from core.losses.ctc import ctc_loss
+from core.losses.ctc import ctc_loss, intermediate_ctc_loss
 from core.models.ctc import CTCHeadConfig, CTCModel
 from core.models.lmu_encoder import LMUEncoder, LMUEncoderConfig
 
 
-def tiny_model(*, causal: bool = False, head: CTCHeadConfig | None = None) -> CTCModel:
+def tiny_model(*, causal: bool = False, head: CTCHeadConfig | None = None, num_blocks: int = 1) -> CTCModel:
     torch.manual_seed(0)
     encoder = LMUEncoderConfig(
-        input_dim=6, dim=8, num_blocks=1, subsampling_channels=4, memory_channels=2, order=4, theta=8.0, ffn_dim=16,
-        conv_kernel=3, dropout=0.0, causal=causal, bidirectional=not causal,
+        input_dim=6, dim=8, num_blocks=num_blocks, subsampling_channels=4, memory_channels=2, order=4, theta=8.0,
+        ffn_dim=16, conv_kernel=3, dropout=0.0, causal=causal, bidirectional=not causal,
     )  # fmt: skip
     return CTCModel(LMUEncoder(encoder), vocab_size=5, config=head or CTCHeadConfig())
 
@@ -21,7 +21,7 @@ def test_lengths_are_those_after_subsampling_and_ctc_accepts_them() -> None:
     """C-7 of the seed system: half as many frames as the loss was told."""
     model = tiny_model()
     num_frames = torch.tensor([40, 23, 9])
-    logits, lengths = model(torch.randn(3, 40, 6), num_frames)
+    logits, lengths, _ = model(torch.randn(3, 40, 6), num_frames)
     assert logits.shape == (3, 10, 5)
     assert lengths.tolist() == [10, 6, 3] == [model.output_lengths(n) for n in num_frames.tolist()]
     output = ctc_loss(logits, lengths, torch.tensor([[1, 2, 3], [1, 1, 0], [4, 0, 0]]), torch.tensor([3, 2, 1]))
@@ -66,3 +66,37 @@ def test_streaming_equals_one_pass() -> None:
 def test_blocks_are_the_encoder_s() -> None:
     model = tiny_model()
     assert model.blocks() == list(model.encoder.layers)
+
+
+def test_intermediate_logits_are_read_off_the_hidden_frames_between_the_blocks() -> None:
+    model = tiny_model(head=CTCHeadConfig(intermediate_blocks=[1]), num_blocks=2)
+    features, num_frames = torch.randn(2, 24, 6), torch.tensor([24, 13])
+    logits, _, intermediate = model(features, num_frames)
+    seen = []
+    handle = model.encoder.layers[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+    again, _, _ = model(features, num_frames)
+    handle.remove()
+    assert torch.equal(intermediate[0], model.intermediate[0](seen[0]))
+    assert torch.equal(again, logits)
+    model.eval()
+    assert torch.equal(model(features, num_frames).logits, logits)
+    assert model(features, num_frames).intermediate == []
+
+
+def test_the_intermediate_loss_is_a_mean_of_the_two() -> None:
+    torch.manual_seed(0)
+    logits, first, second = (torch.randn(2, 6, 5, requires_grad=True) for _ in range(3))
+    lengths, targets, target_lengths = torch.tensor([6, 4]), torch.tensor([[1, 2, 3], [2, 2, 2]]), torch.tensor([3, 3])
+
+    def ctc(values: torch.Tensor) -> torch.Tensor:
+        log_probs = values.log_softmax(-1)[:1].transpose(0, 1)  # the second cannot be aligned: 5 frames are needed
+        return torch.nn.functional.ctc_loss(log_probs, targets[:1], lengths[:1], target_lengths[:1], reduction="sum")
+
+    output = intermediate_ctc_loss(logits, [first, second], lengths, targets, target_lengths, weight=0.25)
+    expected = 0.75 * ctc(logits) + 0.25 * (ctc(first) + ctc(second)) / 2
+    assert output.loss_sum.item() == pytest.approx(expected.item(), rel=1e-6)
+    numerator, denominator = output.metrics["final_loss"]
+    assert float(numerator) == pytest.approx(ctc(logits).item(), rel=1e-6)
+    assert int(denominator) == 3
+    alone = intermediate_ctc_loss(logits, [], lengths, targets, target_lengths, weight=0.25)
+    assert alone.loss_sum.item() == pytest.approx(ctc(logits).item(), rel=1e-6)

@@ -260,7 +260,7 @@ def test_the_reader_is_told_where_to_crop() -> None:
 def test_positions_of_another_segment_or_plan_are_refused() -> None:
     plan = Plan([Source("a", speech(50))], rules(), seed=0, segment=1)
     assert next(plan.steps()).after.segment == 1
-    with pytest.raises(ValueError, match=r"segment 0 of the data, this plan is segment 1: .*--accept data.*chunk=0"):
+    with pytest.raises(ValueError, match=r"in segment 0 .* is segment 1: .*run\.accept_data=true.*chunk=0"):
         plan.steps(Position(0, 0, 0))
     with pytest.raises(ValueError, match="behind the 3 steps of its chunk: the data or the rules"):
         plan.steps(Position(1, 0, 4))
