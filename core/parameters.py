@@ -7,6 +7,7 @@ matches nothing is a mistake, and is said.
 import re
 from collections.abc import Iterable
 from dataclasses import field
+from io import StringIO
 from math import prod
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -16,6 +17,8 @@ from core.config import section
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+TABLE_WIDTH = 120
 
 
 @section
@@ -97,6 +100,15 @@ def parameter_table(found: Iterable[Parameter]) -> "Table":
         words = ("yes" if is_trained else "frozen", ("yes" if decays else "no") if is_trained else "")
         table.add_row(pattern, shape, str(len(sizes)), f"{sum(sizes):,}", *words)
     return table
+
+
+def describe_parameters(model: nn.Module, *, freeze: FreezeConfig, decay: DecayConfig) -> str:
+    """The table as text, for a log; before the model is made ready for many ranks."""
+    from rich.console import Console
+
+    text = StringIO()
+    Console(width=TABLE_WIDTH, file=text).print(parameter_table(parameters(model, freeze=freeze, decay=decay)))
+    return text.getvalue().rstrip()
 
 
 def check_expressions(**expressions: list[str]) -> None:

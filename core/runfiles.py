@@ -19,6 +19,8 @@ METRICS = "metrics.jsonl"
 SCORES = "scores.json"
 SAMPLES = "samples.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
+SKIPPED_UPDATES = "skipped_updates.jsonl"
+OUT_OF_MEMORY = "out_of_memory.jsonl"
 REPORT = "report.html"
 PICTURE = "report.png"
 TENSORBOARD = "tensorboard"
@@ -34,6 +36,7 @@ FAILED = "FAILED"  # the chain was stopped because it made no progress; the file
 ENV_RUNS = "BATON_RUNS"
 ENV_LINK = "BATON_LINK"
 ENV_LINK_SEED = "BATON_LINK_SEED"
+ENV_LOCAL_TASKS = "BATON_LOCAL_TASKS"  # ranks on this machine, where run.sh or a launcher starts them
 ENV_DEADLINES = ("BATON_DEADLINE", "SLURM_JOB_END_TIME")  # seconds since the epoch
 ENV_JOBS = ("SLURM_JOB_ID", "SUBMITIT_LOCAL_JOB_ID")
 
@@ -92,6 +95,22 @@ def job_from_environment() -> str:
     """The id of the job this process belongs to; its own process id where there is none."""
     found = [value for name in ENV_JOBS if (value := os.environ.get(name))]
     return found[0] if found else f"process-{os.getpid()}"
+
+
+def slurm_job() -> str | None:
+    """The id of the SLURM job that this process belongs to; None outside of SLURM."""
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def is_started_by_run_sh() -> bool:
+    """Whether a person typed ./run.sh, so that no launcher says how to go on."""
+    return ENV_LINK not in os.environ and ENV_LOCAL_TASKS in os.environ
+
+
+def ranks_of_torchrun() -> int | None:
+    """How many ranks torchrun started on this machine; None where it did not."""
+    ranks = os.environ.get("LOCAL_WORLD_SIZE")
+    return int(ranks) if ranks else None
 
 
 def now() -> str:
@@ -166,6 +185,6 @@ def record_link(run_directory: Path, *, event: str, link: int, **facts: Any) -> 
     """Append one event of a link (`submitted`, `started`, `ended`) to the ledger `chain.jsonl`.
 
     Keys: `submitted`: job_id, seed, argv, commit, dirty. `started`: job_id, host, pid, token, step, seed.
-    `ended`: exit_code, reason, step, token, train_s.
+    `ended`: exit_code, reason, step, token, train_s, wall_s.
     """
     append_record(run_directory / LEDGER, {"event": event, "link": link, "time": now(), **facts})

@@ -21,12 +21,12 @@ def batch_flops(
     return sum(of_frames(length) for length in num_frames), len(num_frames) * of_frames(padded_frames)
 
 
-def ctc_training(config: EncoderConfig, num_frames: int, *, vocab_size: int) -> float:
-    """Forward and backward of a sequence of `num_frames` feature frames through encoder and output layer."""
+def ctc_training(config: EncoderConfig, num_frames: int, *, vocab_size: int, num_heads: int = 1) -> float:
+    """Forward and backward of a sequence of `num_frames` feature frames through encoder and output layers."""
     dim = config.dim if isinstance(config, LMUEncoderConfig) else config.output_dim
     head = flops.linear(num_rows=config.output_lengths(num_frames), input_dim=dim, output_dim=vocab_size)
     first = first_layer_forward(config, num_frames)
-    return flops.training(encoder_forward(config, num_frames) + head, without_input_gradient=first)
+    return flops.training(encoder_forward(config, num_frames) + num_heads * head, without_input_gradient=first)
 
 
 def encoder_forward(config: EncoderConfig, num_frames: int) -> float:

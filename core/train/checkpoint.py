@@ -58,7 +58,7 @@ class Engine(Protocol):
 
 
 class CheckpointStore:
-    """The checkpoints of one run. All ranks call every method together, but for `newest` and `best`."""
+    """The checkpoints of one run. All ranks call every method together, but for `newest`, `newest_step` and `best`."""
 
     def __init__(self, directory: Path, config: CheckpointConfig, *, ranks: Ranks, token: int) -> None:
         """`token`: the number of the run's lease; a later holder has a greater one."""
@@ -119,6 +119,11 @@ class CheckpointStore:
         """The newest complete checkpoint."""
         complete = files.list_complete(self._directory)
         return complete[-1].directory if complete else None
+
+    def newest_step(self) -> int | None:
+        """The step of the newest complete checkpoint."""
+        complete = files.list_complete(self._directory)
+        return complete[-1].step if complete else None
 
     def best(self) -> Path | None:
         """The best complete checkpoint by keep_best; None where nothing is scored."""

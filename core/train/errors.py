@@ -8,7 +8,9 @@ from core.config import ConfigError
 from core.distributed import RendezvousError
 from core.runfiles import ExitCode
 
-STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}
+STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
+# torch raises a plain RuntimeError where the host has no memory, and where the driver rather than its allocator fails.
+MEMORY_WORDS = ("can't allocate memory", "out of memory", "std::bad_alloc", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class DataError(RuntimeError):
@@ -23,6 +25,13 @@ class DivergedError(RuntimeError):
     exit_code = ExitCode.DIVERGED
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the GPU or the host, on whatever way it was told."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in MEMORY_WORDS)
+
+
 def exit_code_of(error: BaseException) -> ExitCode:
     """What an exception means for the chain; BUG where nobody foresaw it."""
     if isinstance(code := getattr(error, "exit_code", None), ExitCode):
@@ -31,10 +40,16 @@ def exit_code_of(error: BaseException) -> ExitCode:
         return ExitCode.CONFIG
     if isinstance(error, RendezvousError):
         return ExitCode.RENDEZVOUS
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         return ExitCode.OUT_OF_MEMORY
     if isinstance(error, FileNotFoundError):
         return ExitCode.DATA
     if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
         return ExitCode.STORAGE
     return ExitCode.BUG
+
+
+def described(error: BaseException) -> str:
+    """An exception in one line."""
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

@@ -20,13 +20,16 @@ def evaluate(run: Run, model: nn.Module, batches: Iterable[Any], score: Score) -
     a sharded model may take part in collectives.
     """
     sums = MetricSums()
+    run.phases.enter("validate")
     for batch in batches:
         if run.ranks.any(run.stop.reason is not None):
             return None
         counted = score(model, batch.to(run.ranks.device))
         if run.ranks.tp_rank == 0:
             sums.add(counted)
+        run.phases.enter("validate")
     names = merged_names(run.ranks.gather(sums.names()))
     totals = sums.as_tensor(names)
+    run.phases.enter("outside")
     found = ratios(names, totals.new_tensor(run.ranks.total(totals.tolist())))
     return {name: value for name, value in found.items() if value is not None}

@@ -7,7 +7,8 @@ from functools import cache
 
 import torch
 
-GIB = 2**30
+from core import flops
+from core.train.processes import GIB
 
 
 def hardware_metrics(device: torch.device) -> dict[str, float]:
@@ -25,6 +26,12 @@ def hardware_metrics(device: torch.device) -> dict[str, float]:
         if library.nvmlDeviceGetUtilizationRates(nvml_device, ctypes.byref(use)) == 0:
             found["gpu_utilization"] = use.gpu / 100
     return found
+
+
+@cache
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bf16 operations a second of a GPU, by its data sheet; None for a CPU and a GPU that the table lacks."""
+    return flops.peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 class _Memory(ctypes.Structure):

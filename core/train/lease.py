@@ -6,13 +6,14 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from core.runfiles import LEASE, ExitCode, now, read_json, write_json
+from core.train.processes import find_process
 
 HEARTBEAT_S = 15.0
 STALE_S = 90.0
@@ -48,24 +49,28 @@ class Lease:
             }
             self._beat()
         self._ended = threading.Event()
-        self.lost = False
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
+
+    @property
+    def is_held(self) -> bool:
+        """False once another job has taken the run over: then nothing that is written here counts."""
+        return not is_fenced(self._path.parent, token=self.token)
 
     def release(self) -> None:
         """Let the next job in at once."""
         self._ended.set()
         self._thread.join()
-        if not self.lost:
-            write_json(self._path, {**self._record, "seen": now(), "heartbeat": 0.0})
+        if self.is_held:
+            with suppress(OSError):  # then the next job sees that this process is gone
+                write_json(self._path, {**self._record, "seen": now(), "heartbeat": 0.0})
 
     def _keep(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
-            holder = self._read()
-            if holder and holder["token"] != self.token:
-                self.lost = True
-                return
-            self._beat()
+            with suppress(OSError):  # a full disk may have room again at the next beat
+                if not self.is_held:
+                    return
+                self._beat()
 
     def _beat(self) -> None:
         write_json(self._path, {**self._record, "seen": now(), "heartbeat": time.time()})
@@ -74,18 +79,18 @@ class Lease:
         return read_json(self._path) if self._path.exists() else None
 
 
+def is_fenced(directory: Path, *, token: int) -> bool:
+    """Whether a later job than the one with this token has taken over the run."""
+    path = directory / LEASE
+    return path.exists() and read_json(path)["token"] > token
+
+
 def _is_alive(holder: dict[str, Any]) -> bool:
     """On this host the process itself is asked; elsewhere the heartbeat must be recent."""
     if holder["heartbeat"] == 0.0:
         return False
     if holder["host"] == socket.gethostname():
-        try:
-            process = psutil.Process(holder["pid"])
-            if process.status() == psutil.STATUS_ZOMBIE:  # dead, and its parent has not looked yet
-                return False
-            return abs(process.create_time() - holder["started"]) < 1.0
-        except psutil.NoSuchProcess:
-            return False
+        return find_process(holder["pid"], started=holder["started"]) is not None
     return time.time() - holder["heartbeat"] < STALE_S
 
 

@@ -9,66 +9,37 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from core.losses.output import LossOutput
 from core.optim import learning_rate
 from core.parallel.engine import Engine
-from core.runfiles import BAD_SAMPLES, SAMPLES, append_record
+from core.runfiles import BAD_SAMPLES, SAMPLES, SKIPPED_UPDATES, append_record
 from core.seeding import seed_everything
+from core.train import out_of_memory
+from core.train.batches import Data, Step
 from core.train.errors import DataError, DivergedError
+from core.train.hardware import peak_flops
 from core.train.metrics import MetricSums, step_metrics
+from core.train.phases import StepTimes
 from core.train.progress import Progress
 from core.train.reporter import Reporter
 from core.train.run import Outcome, Run
-from core.train.timing import Stopwatch
+from core.train.skipped_updates import Verdict
 
 logger = logging.getLogger(__name__)
 
 DEBUG_STEPS = 4
 
 
-class Batch(Protocol):
-    """What the loop asks of a micro-batch."""
-
-    @property
-    def num_targets(self) -> int: ...
-    @property
-    def sample_ids(self) -> Sequence[str]: ...
-    @property
-    def audio_s(self) -> float: ...
-    @property
-    def padded_audio_s(self) -> float: ...
-    @property
-    def bad(self) -> Sequence[Any]: ...
-    def to(self, device: torch.device) -> Any: ...
-
-
-class Step(Protocol):
-    """This rank's micro-batches of a step, and where the data stands after it."""
-
-    @property
-    def batches(self) -> Sequence[Batch]: ...
-    @property
-    def position(self) -> Mapping[str, Any]: ...
-    @property
-    def epoch(self) -> float: ...
-
-
-class Data(Protocol):
-    """Endless steps from a position."""
-
-    @property
-    def num_examples(self) -> int: ...
-    def steps(self, position: Mapping[str, Any] | None = None) -> Iterator[Step]: ...
-
-
 # A loss, or the parts of one that is computed piece by piece (GradCache): each is called, then sent backward.
 Loss = LossOutput | Sequence[Callable[[], LossOutput]]
 LossFn = Callable[[Any, Any], Loss]
-Validate = Callable[[], Mapping[str, float] | None]
+Validate = Callable[[int], Mapping[str, float] | None]
+# Operations of a micro-batch, forward and backward: (its useful frames, all frames with padding); see core.flops.
+Flops = Callable[[Any], tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -80,18 +51,25 @@ class Counts:
     stop: bool
 
 
-def fit(run: Run, engine: Engine, data: Data, loss_fn: LossFn, validate: Validate | None = None) -> Outcome:
+def fit(
+    run: Run,
+    engine: Engine,
+    data: Data,
+    loss_fn: LossFn,
+    validate: Validate | None = None,
+    *,
+    flops: Flops | None = None,
+) -> Outcome:
     """Train from the newest checkpoint to the last step, or until somebody wants to stop.
 
-    `validate()` gives metrics, or None when it was interrupted by a stop. Raises DataError, DivergedError,
-    StorageError; what is saved stays.
+    `validate(step)` gives metrics, or None when it was interrupted by a stop. `flops`: for operations a second and MFU
+    in the records. Raises DataError, DivergedError, StorageError; what is saved stays.
     """
-    train, ranks = run.config.train, run.ranks
+    train, ranks, phases = run.config.train, run.ranks, run.phases
     last_step = min(train.max_steps, DEBUG_STEPS) if run.config.run.debug else train.max_steps
     progress = Progress.restored(run, engine)
     reporter = Reporter(run, step=progress.step, total_steps=last_step)
     end_of_link = progress.step + run.config.run.link_steps if run.config.run.link_steps else None
-    watch = Stopwatch()
     steps = data.steps(progress.position) if progress.step < last_step else iter(())
     reason = ""
     with reporter, torch.autograd.set_detect_anomaly(run.config.run.debug):
@@ -103,78 +81,93 @@ def fit(run: Run, engine: Engine, data: Data, loss_fn: LossFn, validate: Validat
             if progress.step >= last_step:
                 reason = "all steps done"
                 break
-            began = time.perf_counter()
-            with watch.measure("data"):
-                step = next(steps)
-                counts = _agree(run, step)
+            phases.begin_step(progress.step + 1)
+            step = next(steps)
+            phases.enter("vote")
+            counts = _agree(run, step)
             if counts.num_bad:
                 _note_bad(run, step, progress, num_examples=data.num_examples)
             if counts.stop:
                 reason = next(filter(None, ranks.gather(run.stop.reason)))
                 break
             progress.step += 1
-            sums = train_step(run, engine, step, loss_fn, number=progress.step - 1, num_targets=counts.num_targets)
+            sums, verdict = train_step(
+                run, engine, step, loss_fn, number=progress.step - 1, num_targets=counts.num_targets
+            )
+            phases.enter("log")
             progress.position = dict(step.position)
             progress.sums.add(sums)
+            progress.skipped.note(progress.step, verdict, [list(batch.sample_ids) for batch in step.batches])
             _record_samples(run, step, number=progress.step)
             run.checkpoints.poll()
-            step_s = time.perf_counter() - began
-            progress.sums.add(_speed(run, step, step_s=step_s, wait_s=watch.take("data")))
-            reporter.observe_step(step_s)
+            times = phases.end_step()
+            progress.sums.add(_speed(run, step, times, flops))
+            reporter.observe_step(times.total_s)
             if progress.step % train.log_every_steps == 0 or progress.step == last_step:
                 reporter.log_step(progress, epoch=step.epoch)
-                _check_divergence(run, engine, progress)
+                if progress.skipped.in_row > train.max_skipped_in_row:
+                    _go_back(run, engine, progress, reporter)
+                    continue
             if progress.step == end_of_link and progress.step < last_step:
                 reason = f"run.link_steps={run.config.run.link_steps} done"
-            elif run.checkpoints.is_due(progress.step) and not progress.is_validation_due(validate is not None):
+            elif progress.is_save_due(run) and not progress.is_validation_due(validate is not None):
                 reporter.measure_save(lambda: progress.save(run, engine))
         finished = progress.step >= last_step or progress.is_early
         progress.save(run, engine, wait=True)
+        phases.enter("outside")
     logger.info("stopped at step %d: %s", progress.step, reason)
     return Outcome(step=progress.step, finished=finished, reason=reason)
 
 
 def train_step(
     run: Run, engine: Engine, step: Step, loss_fn: LossFn, *, number: int, num_targets: float
-) -> Mapping[str, tuple[Any, Any]]:
-    """Forward, backward and update of step `number` (from 0); the sums to log, still on the device."""
+) -> tuple[Mapping[str, tuple[Any, Any]], Verdict]:
+    """Forward, backward and update of step `number` (from 0); the sums to log, still on the device, and its verdict."""
     ranks = run.ranks
-    sums = MetricSums()
+    sums, losses = MetricSums(), []
     scale = ranks.dp_size / num_targets if num_targets else 0.0
     for place, batch in enumerate(step.batches):
         seed_everything(run.seed, "micro_batch", number, ranks.dp_rank + place * ranks.dp_size)
         is_last = place == len(step.batches) - 1
         weight = scale if batch.num_targets else 0.0
-        for output in _backpropagate(engine, loss_fn, batch.to(ranks.device), weight=weight, is_last=is_last):
-            if ranks.tp_rank == 0:
-                sums.add({"loss": (output.loss_sum, 0.0), **output.metrics})
+        losses.append(torch.zeros((), dtype=torch.float64, device=ranks.device))
+        with out_of_memory.recorded(run, batch, step=number + 1):
+            for output in _backpropagate(run, engine, loss_fn, batch.to(ranks.device), weight=weight, is_last=is_last):
+                losses[-1] += output.loss_sum.detach()
+                sums.add(output.metrics if ranks.tp_rank == 0 else {})
         if ranks.tp_rank == 0:
-            sums.add({"loss": (0.0, float(batch.num_targets))})
+            sums.add({"loss": (losses[-1], float(batch.num_targets))})
+    run.phases.enter("update")
     if not num_targets:
         engine.discard()
         sums.add({"skipped_updates": (float(ranks.is_first), 0.0)})
-        return sums.pairs()
+        return sums.pairs(), Verdict(torch.zeros((), device=ranks.device), losses)
     optim = run.config.optim
     norm = engine.step(max_norm=optim.max_norm, lr=learning_rate(optim, number)).detach()
+    is_bad = (~torch.isfinite(norm)).double()
     if ranks.is_first:
-        is_bad = (~torch.isfinite(norm)).double()
         sums.add({"grad_norm": (torch.where(is_bad > 0, 0.0, norm), 1 - is_bad), "skipped_updates": (is_bad, 0.0)})
-    return sums.pairs()
+    return sums.pairs(), Verdict(is_bad, losses)
 
 
 def _backpropagate(
-    engine: Engine, loss_fn: LossFn, batch: Any, *, weight: float, is_last: bool
+    run: Run, engine: Engine, loss_fn: LossFn, batch: Any, *, weight: float, is_last: bool
 ) -> Iterator[LossOutput]:
     """Send a micro-batch's loss backward, whole or part by part; only the last backward of the step synchronizes."""
+    run.phases.enter("forward")
     with engine.accumulate(last=is_last):
         loss = loss_fn(engine.model, batch)
         if isinstance(loss, LossOutput):
+            run.phases.enter("reduce" if is_last else "backward")
             engine.backward(loss.loss_sum * weight)
             yield loss
             return
     for number, part in enumerate(loss):
-        with engine.accumulate(last=is_last and number == len(loss) - 1):
+        is_last_part = is_last and number == len(loss) - 1
+        with engine.accumulate(last=is_last_part):
+            run.phases.enter("forward")
             output = part()
+            run.phases.enter("reduce" if is_last_part else "backward")
             engine.backward(output.loss_sum * weight)
             yield output
 
@@ -208,9 +201,10 @@ def _note_bad(run: Run, step: Step, progress: Progress, *, num_examples: int) ->
 
 def _validate(run: Run, engine: Engine, progress: Progress, reporter: Reporter, validate: Validate) -> str:
     """Validate, save if that is due or the result is among the best; a reason to stop, or nothing."""
+    run.phases.enter("validate")
     engine.model.eval()
     began = time.perf_counter()
-    metrics = validate()
+    metrics = validate(progress.step)
     engine.model.train()
     if metrics is None:
         return next(filter(None, run.ranks.gather(run.stop.reason)))
@@ -218,17 +212,21 @@ def _validate(run: Run, engine: Engine, progress: Progress, reporter: Reporter, 
     progress.validated_step = progress.step
     if progress.early is not None:
         progress.is_early = progress.early.observe(metrics)
-    if run.checkpoints.is_due(progress.step) or run.config.checkpoint.keep_best is not None:
+    if progress.is_save_due(run) or run.config.checkpoint.keep_best is not None:
         reporter.measure_save(lambda: progress.save(run, engine, metrics=metrics))
     return "no improvement: train.early_stop" if progress.is_early else ""
 
 
-def _check_divergence(run: Run, engine: Engine, progress: Progress) -> None:
-    if progress.skipped_in_row > run.config.train.max_skipped_in_row:
-        raise DivergedError(
-            f"{progress.skipped_in_row:.0f} updates in a row had no finite gradient up to step {progress.step}; "
-            f"go back to a checkpoint in {run.directory} with a lower optim.lr or optim.max_norm"
-        )
+def _go_back(run: Run, engine: Engine, progress: Progress, reporter: Reporter) -> None:
+    """After too many skipped updates: to the last checkpoint, or, where that has not helped, to an error."""
+    problem = f"{progress.skipped.in_row} updates in a row had no finite gradient up to step {progress.step}"
+    if not progress.go_back(run, engine):
+        tried = "there is no checkpoint" if progress.went_back_to is None else "it was tried from the last checkpoint"
+        advice = "lower optim.lr or optim.max_norm"
+        raise DivergedError(f"{problem}; {tried}; see {run.directory / SKIPPED_UPDATES}; {advice}")
+    reporter.start(progress.step)
+    if run.ranks.is_first:
+        logger.warning("%s; back to the checkpoint of step %d, with the data that follows", problem, progress.step)
 
 
 def _record_samples(run: Run, step: Step, *, number: int) -> None:
@@ -241,15 +239,19 @@ def _record_samples(run: Run, step: Step, *, number: int) -> None:
         append_record(run.directory / SAMPLES, {"step": number, "token": run.token, "micro_batches": ids})
 
 
-def _speed(run: Run, step: Step, *, step_s: float, wait_s: float) -> Mapping[str, tuple[Any, Any]]:
+def _speed(run: Run, step: Step, times: StepTimes, flops: Flops | None) -> Mapping[str, tuple[Any, Any]]:
     if run.ranks.tp_rank:
         return {}
+    counted = [flops(batch) for batch in step.batches if batch.sample_ids] if flops is not None else []
     return step_metrics(
-        step_s=step_s,
-        data_wait_s=wait_s,
+        step_s=times.total_s,
+        data_wait_s=times.wait_s,
         audio_s=sum(batch.audio_s for batch in step.batches),
         padded_audio_s=sum(batch.padded_audio_s for batch in step.batches),
         num_targets=sum(batch.num_targets for batch in step.batches),
         dp_size=run.ranks.dp_size,
         tp_size=run.ranks.tp_size,
+        model_flops=None if flops is None else sum(useful for useful, _ in counted),
+        padded_flops=sum(padded for _, padded in counted),
+        peak_flops=peak_flops(run.ranks.device),
     )

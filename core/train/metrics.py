@@ -76,14 +76,15 @@ def step_metrics(
     num_targets: float,
     dp_size: int,
     tp_size: int = 1,
-    model_flops: float = 0.0,
+    model_flops: float | None = None,
     padded_flops: float = 0.0,
     peak_flops: float | None = None,
 ) -> dict[str, tuple[Amount, Amount]]:
     """How fast one step was, as pairs to add.
 
     `step_s`: wall seconds of the step, without validation and checkpoints. The rest is what this dp rank did in it;
-    only one rank of a tp group adds. `model_flops` counts useful frames, `padded_flops` all; `peak_flops`: a device's.
+    only one rank of a tp group adds. `model_flops` counts useful frames, `padded_flops` all. `peak_flops`: a device's;
+    where it is not known, there is no MFU, and the record says null.
     """
     shared_s = step_s / dp_size  # added up over dp ranks it is the wall time again
     metrics: dict[str, tuple[Amount, Amount]] = {
@@ -92,11 +93,10 @@ def step_metrics(
         "data_wait_share": (data_wait_s, step_s),
         "padding_share": (padded_audio_s - audio_s, padded_audio_s),
     }
-    if model_flops:
-        metrics["tflops_per_device"] = (model_flops / 1e12, step_s * tp_size)
-        if peak_flops is not None:
-            metrics["mfu"] = (model_flops, step_s * tp_size * peak_flops)
-            metrics["padded_mfu"] = (padded_flops, step_s * tp_size * peak_flops)
+    if model_flops is not None:
+        for name, flops in (("", model_flops), ("padded_", padded_flops)):
+            metrics[f"{name}tflops_per_device"] = (flops / 1e12, step_s * tp_size)
+            metrics[f"{name}mfu"] = (flops, step_s * tp_size * (peak_flops or 0.0))
     return metrics
 
 

@@ -2,8 +2,8 @@
 
 Keys of every record: `phase` ("start", "train" or "valid"), `step` (updates done), `time` (UTC), `token` (of the run's
 lease, one more with each holder), `link`. The other names are flat, their values numbers or null; what was not finite
-is null and listed in `non_finite`. A record of phase "start" says from which step a link went on: whatever an older
-token wrote beyond that step does not count.
+is null and listed in `non_finite`. A record of phase "start" says from which step a link went on, or to which it went
+back: whatever an older token, or the same one before, wrote beyond that step does not count.
 """
 
 import math
@@ -32,10 +32,12 @@ LEAST_IMPORTANT_FIRST = ("epoch", "peak_memory_gib", "step_s_p50", "mfu", "data_
 class MetricsLog:
     """Appends records; rank 0 only."""
 
-    def __init__(self, run_directory: Path, *, token: int, link: int, step: int) -> None:
-        """`step`: how many updates the loaded checkpoint has, 0 for a new run."""
+    def __init__(self, run_directory: Path, *, token: int, link: int) -> None:
         self._path = run_directory / METRICS
         self._facts = {"token": token, "link": link}
+
+    def start(self, step: int) -> None:
+        """`step`: how many updates the loaded checkpoint has, 0 for a new run."""
         self.write({}, phase="start", step=step)
 
     def write(self, metrics: Mapping[str, float | None], *, phase: str, step: int) -> dict[str, Any]:
@@ -52,11 +54,11 @@ class MetricsLog:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records that count, by step: none from a link beyond the step where a later one went on, none twice."""
     records = [record for record in read_records(path) if _is_whole(record)]
-    starts = [(record["token"], record["step"]) for record in records if record["phase"] == "start"]
+    starts = [(r["token"], line, r["step"]) for line, r in enumerate(records) if r["phase"] == "start"]
     kept: dict[tuple[int, str, int], dict[str, Any]] = {}
-    for record in records:
+    for line, record in enumerate(records):
         token, step, phase = record["token"], record["step"], record["phase"]
-        if any(token < later and step > resumed for later, resumed in starts):
+        if any((token, line) < (later, start) and step > resumed for later, start, resumed in starts):
             continue
         place = (step, phase, token if phase == "start" else 0)
         if place not in kept or kept[place]["token"] <= token:

@@ -1,12 +1,15 @@
 """How far a run is: what state.json holds besides weights and optimizer, so that a resume is exact."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from torch import Tensor
 
 from core.parallel.engine import Engine
 from core.train.metrics import MetricSums, merged_names, ratios
 from core.train.run import Run
+from core.train.skipped_updates import SkippedUpdates
 from core.train.stop import EarlyStop
 
 
@@ -22,7 +25,9 @@ class Progress:
     is_early: bool = False
     bad_ids: list[str] = field(default_factory=list)
     skipped_updates: float = 0.0
-    skipped_in_row: float = 0.0
+    skipped: SkippedUpdates = field(default_factory=SkippedUpdates)
+    owes_save: bool = False  # one was due while updates were being skipped
+    went_back_to: int | None = None  # the step of the checkpoint of the last `go_back`
     sums: MetricSums = field(default_factory=MetricSums)  # since the last logged step
 
     @classmethod
@@ -31,16 +36,40 @@ class Progress:
         train = run.config.train
         progress = cls(train.validate_every_steps, EarlyStop(train.early_stop) if train.early_stop else None)
         state = run.checkpoints.restore(engine)
-        if state is None:
-            return progress
-        for name in ("step", "position", "validated_step", "is_early", "bad_ids", "skipped_updates", "skipped_in_row"):
-            setattr(progress, name, state[name])
-        if progress.early is not None and state["early"] is not None:
-            progress.early.restore(state["early"])
-        if run.ranks.is_first:
-            progress.sums.add({name: (pair[0], pair[1]) for name, pair in state["sums"].items()})
-        engine.restore(state["engine"])
+        if state is not None:
+            progress.position, progress.bad_ids = state["position"], state["bad_ids"]
+            progress.skipped_updates, progress.skipped.in_row = state["skipped_updates"], state["skipped_in_row"]
+            progress._take(state, run, engine)
         return progress
+
+    def go_back(self, run: Run, engine: Engine) -> bool:
+        """Weights and optimizer as they were in the newest checkpoint, but with the data that follows now.
+
+        The same data would end in the same way. False, and nothing done, where there is no checkpoint or where this
+        has been tried from the newest one already. All ranks together.
+        """
+        run.checkpoints.wait()
+        newest = run.ranks.from_first(run.checkpoints.newest_step())
+        state = None if newest in (None, self.went_back_to) else run.checkpoints.restore(engine)
+        if state is None:
+            return False
+        self._take(state, run, engine)
+        self.went_back_to, self.skipped.in_row, self.owes_save = newest, 0, False
+        return True
+
+    def _take(self, state: Mapping[str, Any], run: Run, engine: Engine) -> None:
+        """What belongs to the weights of a checkpoint."""
+        for name in ("step", "validated_step", "is_early"):
+            setattr(self, name, state[name])
+        if self.early is not None and state["early"] is not None:
+            self.early.restore(state["early"])
+        self.sums.clear()
+        if run.ranks.is_first:
+            self.sums.add({name: (pair[0], pair[1]) for name, pair in state["sums"].items()})
+        engine.restore(state["engine"])
+
+    def is_save_due(self, run: Run) -> bool:
+        return run.checkpoints.is_due(self.step) or self.owes_save
 
     def is_validation_due(self, is_wanted: bool) -> bool:
         if not is_wanted or self.validate_every is None or self.is_early:
@@ -48,9 +77,17 @@ class Progress:
         return self.step > self.validated_step and self.step % self.validate_every == 0
 
     def save(self, run: Run, engine: Engine, *, metrics: Mapping[str, float] | None = None, wait: bool = False) -> None:
-        """A checkpoint of now; all ranks together."""
-        names, totals = self.reduced(run)
-        pairs = totals.reshape(len(names), 2).tolist()
+        """A checkpoint of now; all ranks together. While updates are being skipped it waits for one that is not.
+
+        So that there is one from before to go back to; but the last of a link (`wait`) is saved as it is.
+        """
+        run.phases.enter("save")
+        self.skipped.look(run)
+        self.owes_save = self.skipped.in_row > 0 and not wait
+        if self.owes_save:
+            return
+        names = merged_names(run.ranks.gather(self.sums.names()))
+        pairs = self._reduced(run, names).reshape(len(names), 2).tolist()
         state = {
             "step": self.step,
             "position": self.position,
@@ -58,7 +95,7 @@ class Progress:
             "is_early": self.is_early,
             "bad_ids": self.bad_ids,
             "skipped_updates": self.skipped_updates,
-            "skipped_in_row": self.skipped_in_row,
+            "skipped_in_row": self.skipped.in_row,
             "early": None if self.early is None else self.early.state(),
             "sums": {name: pair for name, pair in zip(names, pairs, strict=True) if all(map(_is_number, pair))},
             "engine": engine.state(),
@@ -66,19 +103,17 @@ class Progress:
         run.checkpoints.save(engine, state, step=self.step, metrics=metrics, wait=wait)
         run.stop.observe(save_s=run.checkpoints.save_s)
 
-    def reduced(self, run: Run) -> tuple[list[str], Any]:
-        """(names, totals) of the sums over all ranks; the one place where the host waits for the device."""
-        names = merged_names(run.ranks.gather(self.sums.names()))
+    def _reduced(self, run: Run, names: Sequence[str]) -> Tensor:
+        """The sums of these names over all ranks; the host waits for the device."""
         totals = self.sums.as_tensor(names)
-        return names, totals.new_tensor(run.ranks.total(totals.tolist()))
+        return totals.new_tensor(run.ranks.total(totals.tolist()))
 
-    def take_metrics(self, run: Run) -> dict[str, float | None]:
-        """The means since the last call; counts skipped updates over the run and in a row."""
-        names, totals = self.reduced(run)
+    def take_metrics(self, run: Run, *, names: Sequence[str]) -> dict[str, float | None]:
+        """The means since the last call, and the number of skipped updates over the run."""
+        totals = self._reduced(run, names)
         metrics = ratios(names, totals)
-        skipped = dict(zip(names, totals[::2].tolist(), strict=True)).get("skipped_updates", 0.0)
-        self.skipped_updates += skipped
-        self.skipped_in_row = self.skipped_in_row + skipped if skipped and metrics.get("grad_norm") is None else skipped
+        self.skipped_updates += dict(zip(names, totals[::2].tolist(), strict=True)).get("skipped_updates", 0.0)
+        self.skipped.look(run)
         self.sums.clear()
         return metrics | {"skipped_updates": self.skipped_updates}
 

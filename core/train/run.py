@@ -1,4 +1,4 @@
-"""A run: its directory, its lease, its ledger entry, and how a link of it begins and ends.
+"""A run: its configuration, and how a link of it begins and ends.
 
 `run_job(config, body)` is the whole of a job around the recipe's own code: join the ranks, take the lease, compare the
 configuration with the one the run began with, call `body(run)`, and turn what happened into an exit code.
@@ -6,13 +6,12 @@ configuration with the one the run began with, call `body(run)`, and turn what h
 
 import logging
 import os
-import socket
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import yaml
 
@@ -24,23 +23,22 @@ from core.runfiles import (
     CHECKPOINTS,
     CONFIG,
     DONE,
-    LEDGER,
     ExitCode,
     deadline_from_environment,
-    job_from_environment,
-    link_from_environment,
-    read_records,
-    record_link,
     runs_root,
+    slurm_job,
     write_whole,
 )
 from core.train.checkpoint import CheckpointConfig, CheckpointStore
-from core.train.errors import exit_code_of
-from core.train.lease import Lease
+from core.train.errors import described, exit_code_of
+from core.train.link import Link
 from core.train.loggers import LoggerConfig
-from core.train.report import write_report
+from core.train.phases import Phases
+from core.train.rank_files import RankFile
+from core.train.restart import restart_command
 from core.train.settings import TrainConfig
 from core.train.stop import StopConfig, StopSignal
+from core.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +50,9 @@ class RunConfig:
     """Which run, and how this link of it is to be watched.
 
     `link_steps`: end each link after so many steps (exit code 75). `record_samples`: write the sample ids of each step
-    to samples.jsonl. `debug`: four steps with anomaly detection. `profile`: a trace of a few steps under profile/.
+    to samples.jsonl. `accept_data`: the `data` section may differ from the one the run began with; it goes on with the
+    new data as a new segment of the plan. `debug`: four steps with anomaly detection. `profile`: a trace of a few steps
+    under profile/.
     """
 
     name: str
@@ -60,6 +60,7 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     link_steps: int | None = None
     record_samples: bool = False
+    accept_data: bool = False
     debug: bool = False
     profile: bool = False
 
@@ -92,6 +93,7 @@ class Run:
     link: int
     stop: StopSignal
     checkpoints: CheckpointStore
+    phases: Phases
 
     @property
     def seed(self) -> int:
@@ -110,64 +112,48 @@ class Outcome:
 def run_job(config: RecipeConfig, body: Callable[[Run], Outcome]) -> int:
     """Run one link and return its exit code; the ledger gets it too, with the reason in words."""
     directory = runs_root() / config.run.name
-    rank, _, _ = distributed.place()
+    rank, _, world_size = distributed.place()
     _start_log(rank)
     if (directory / DONE).exists():
         logger.info("%s is done: nothing to do", directory)
         return ExitCode.DONE
     os.umask(0o077)
-    started = time.monotonic()
     stop = StopSignal(config.stop, deadline=deadline_from_environment())
     stop.install()
-    lease: Lease | None = None
-    link = link_from_environment()[0]
-    outcome = Outcome(step=0, finished=False, reason="")
-    code = ExitCode.BUG
+    if rank == 0 and (job := slurm_job()) is not None:
+        stop.follow(job)
+    link = Link(directory)
+    file: RankFile | None = None
+    step: int | None = None
     try:
         with distributed.joined(device=config.run.device) as ranks:
-            if ranks.is_first:
-                directory.mkdir(parents=True, exist_ok=True)
-                lease, problem = _take_lease(directory)
-            else:
-                problem = None
-            problem, token, link = ranks.from_first(
-                (problem, lease.token if lease else 0, link or _next_link(directory))
-            )
-            if problem is not None:
-                raise problem
+            link.begin(ranks)
             changed = ranks.from_first(_compare_config(directory, config) if ranks.is_first else None)
             if changed is not None:
                 raise changed
-            store = CheckpointStore(directory / CHECKPOINTS, config.checkpoint, ranks=ranks, token=token)
+            store = CheckpointStore(directory / CHECKPOINTS, config.checkpoint, ranks=ranks, token=link.token)
             if ranks.is_first:
-                newest = store.newest()
-                step = int(newest.name.removeprefix("step_")) if newest else 0
-                job, seed = job_from_environment(), link_from_environment()[1]
-                facts = {"job_id": job, "host": socket.gethostname(), "pid": os.getpid()}
-                record_link(directory, event="started", link=link, **facts, token=token, step=step, seed=seed)
-            run = Run(directory, config, ranks, token, link, stop, store)
-            outcome = body(run)
+                link.record_start(step=store.newest_step() or 0)
+            phases = link.phases = Phases(ranks.device)
+            run = Run(directory, config, ranks, link.token, link.number, stop, store, phases)
+            file = RankFile(link.rank_files, phases, rank=rank, token=link.token)
+            limits = config.train.watchdog
+            hung = partial(link.end, ExitCode.HANG)
+            with file, Watchdog(limits, phases, file, world_size=world_size, on_hang=hung):
+                outcome = body(run)
             code = ExitCode.DONE if outcome.finished else ExitCode.CONTINUE
+            reason, step = outcome.reason, outcome.step
     except (Exception, KeyboardInterrupt) as error:
-        code = exit_code_of(error)
-        outcome = Outcome(outcome.step, False, f"{type(error).__name__}: {error}".splitlines()[0])
-        logger.error("%s", error, exc_info=code == ExitCode.BUG)
-    if lease is not None:
-        _end(directory, lease, link=link or 0, code=code, outcome=outcome, train_s=time.monotonic() - started)
+        code, reason = exit_code_of(error), described(error)
+        logger.error("%s", error, exc_info=code == ExitCode.BUG and isinstance(error, Exception))
+        if file is not None and code == ExitCode.BUG:
+            code, reason = file.root_cause(code, reason)
+            logger.error("%s", reason)
+    code = link.end(code, reason, step=step)
+    command = restart_command(world_size) if code in (ExitCode.CONTINUE, ExitCode.STORAGE) else None
+    if command is not None:
+        logger.info("to go on from the last checkpoint, in %s: %s", Path.cwd(), command)
     return code
-
-
-def _take_lease(directory: Path) -> tuple[Lease | None, Exception | None]:
-    """The lease, or why there is none: the other ranks must hear of it before anyone leaves."""
-    try:
-        return Lease(directory, job_id=job_from_environment()), None
-    except (RuntimeError, OSError) as error:
-        return None, error
-
-
-def _next_link(directory: Path) -> int:
-    """The number of a link that no launcher numbered."""
-    return 1 + max((int(record.get("link", 0)) for record in read_records(directory / LEDGER)), default=0)
 
 
 def _compare_config(directory: Path, config: RecipeConfig) -> ConfigError | None:
@@ -175,27 +161,14 @@ def _compare_config(directory: Path, config: RecipeConfig) -> ConfigError | None
     path = directory / CONFIG
     if path.exists():
         changes = diff(yaml.safe_load(path.read_text(encoding="utf-8")), to_dict(config))
-        if fatal := [change for change in changes if change.startswith(FIXED)]:
-            advice = "restore them, or start another run with run.name=..."
+        fixed = [key for key in FIXED if not (key == "data." and config.run.accept_data)]
+        if fatal := [change for change in changes if change.startswith(tuple(fixed))]:
+            advice = "restore them, or start another run with run.name=... (run.accept_data=true: other data, this run)"
             return ConfigError([f"{path}: the run began with other values; {advice}", *fatal])
         for change in changes:
             logger.info("changed since the last link: %s", change)
     write_whole(path, to_yaml(config))
     return None
-
-
-def _end(directory: Path, lease: Lease, *, link: int, code: ExitCode, outcome: Outcome, train_s: float) -> None:
-    """Ledger, report, marker, lease: in this order, so that DONE is never there without what it promises."""
-    facts: dict[str, Any] = {"exit_code": int(code), "reason": outcome.reason, "step": outcome.step}
-    record_link(directory, event="ended", link=link, **facts, token=lease.token, train_s=round(train_s, 1))
-    try:
-        if code in (ExitCode.DONE, ExitCode.CONTINUE):
-            write_report(directory)
-    except Exception:  # a picture less is no reason to fail a link
-        logger.exception("the report could not be written")
-    if code == ExitCode.DONE:
-        write_whole(directory / DONE, f"step {outcome.step}\n")
-    lease.release()
 
 
 def _start_log(rank: int) -> None:

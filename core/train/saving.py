@@ -12,6 +12,7 @@ from core.distributed import Ranks
 from core.runfiles import ExitCode, write_whole
 from core.train import checkpoint_files as files
 from core.train.hashes import hash_share
+from core.train.lease import LeaseHeld, is_fenced
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -53,6 +54,8 @@ class Save:
 
         def publish() -> None:
             if self.ranks.is_first:
+                if is_fenced(self.directory.parent, token=self.token):
+                    raise LeaseHeld("another job has taken the run over")
                 final = files.final_directory(self.directory, step=self.step)
                 files.publish(self.temporary, final, step=self.step, token=self.token, hashes=hashes)
 

@@ -1,9 +1,12 @@
-"""When to stop: a signal sets a flag, the deadline is known from the job's end time, and nothing else happens here.
+"""When to stop: a signal sets a flag, the deadline is the job's end time, asked of SLURM now and then.
 
 The flag is read by the loop, which votes on it, saves and leaves. Loader workers ignore the signals.
 """
 
+import os
 import signal
+import subprocess
+import threading
 import time
 from collections.abc import Mapping
 from types import FrameType
@@ -13,6 +16,8 @@ from core.config import section
 from core.signals import STOP_SIGNALS
 
 LARGEST_MARGIN_SHARE = 0.1
+ASK_EVERY_S = 60.0  # a limit may be changed while the job runs, and many jobs ask
+ASK_TIMEOUT_S = 20.0
 
 
 @section
@@ -52,6 +57,17 @@ class StopSignal:
         for number in STOP_SIGNALS:
             signal.signal(number, self._note)
 
+    def follow(self, job: str) -> None:
+        """Take the deadline from SLURM, again and again; for one rank, as a vote is enough. A busy SLURM costs nothing:
+        a thread waits for it."""
+
+        def ask() -> None:
+            while True:
+                self._deadline = end_of_slurm_job(job) or self._deadline
+                time.sleep(ASK_EVERY_S)
+
+        threading.Thread(target=ask, name="deadline", daemon=True).start()
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -78,6 +94,17 @@ class StopSignal:
             return f"signal {self._signal}"
         if self._deadline is not None and time.time() >= self._deadline - self.margin_s:
             return f"time limit in {self._deadline - time.time():.0f} s"
+        return None
+
+
+def end_of_slurm_job(job: str) -> float | None:
+    """When SLURM will end a job, in seconds since the epoch; None where it has no limit, or SLURM does not say."""
+    command = ["squeue", "--noheader", f"--jobs={job}", "--format=%e"]
+    environment = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
+    try:
+        answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=ASK_TIMEOUT_S)
+        return float(answer.stdout)
+    except (OSError, subprocess.TimeoutExpired, ValueError):
         return None
 
 

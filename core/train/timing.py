@@ -1,32 +1,9 @@
-"""Wall time: where it went, how long steps take, and when the run will be finished."""
+"""How long steps take, and when the run will be finished."""
 
-import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from statistics import fmean, quantiles
 
-WINDOW = 200  # steps: long enough for batches of all lengths, short enough to notice a slower node
-
-
-class Stopwatch:
-    """Seconds by name since they were last taken."""
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._seconds: dict[str, float] = {}
-
-    @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        start = self._clock()
-        try:
-            yield
-        finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + self._clock() - start
-
-    def take(self, name: str) -> float:
-        """The seconds measured under `name`, which then start again at 0."""
-        return self._seconds.pop(name, 0.0)
+from core.train.phases import WINDOW
 
 
 class Eta:

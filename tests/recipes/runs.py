@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 from lhotse import MonoCut
+from lhotse.serialization import deserialize_item
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-import core.train.run
+import core.train.link
 import recipes.lmu_gigaspeech.train as recipe
 from core.data.index import ManifestIndex, write_manifest
 from core.runfiles import CHECKPOINTS, METRICS, SAMPLES, read_records
@@ -103,6 +104,16 @@ def demo_cuts(split: str, num: int) -> list[MonoCut]:
     index = ManifestIndex.open(DEMO / f"english_{split}.jsonl")
     rows = [row for row in index.durations_s.argsort(kind="stable") if index.durations_s[row] >= 1.0]
     return [index.read(int(row)) for row in rows[:num]]
+
+
+def of_file(cut: MonoCut, path: Path) -> MonoCut:
+    """The cut with another id and another file behind it."""
+    record = cut.to_dict()
+    record["id"] = record["recording"]["id"] = path.stem
+    record["recording"]["sources"][0]["source"] = str(path)
+    for supervision in record["supervisions"]:
+        supervision["id"] = supervision["recording_id"] = path.stem
+    return deserialize_item(record)
 
 
 def write_config(folder: Path, cuts: list[MonoCut] | None = None) -> Path:
@@ -207,7 +218,7 @@ def _link(argv: list[str], env: Mapping[str, str], log: Path, hook: Hook | None,
     sys.stdout = sys.stderr = output
     torch.set_num_threads(1)
     if not report:
-        core.train.run.write_report = lambda directory: None  # type: ignore[assignment,misc,return-value]
+        core.train.link.write_report = lambda directory: None  # type: ignore[assignment,misc,return-value]
     if hook is not None:
         recipe.loss_fn = _hooked(recipe.loss_fn, hook)  # type: ignore[assignment]
     code = 99
@@ -224,10 +235,10 @@ def _link(argv: list[str], env: Mapping[str, str], log: Path, hook: Hook | None,
 def _hooked(loss_fn: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
     place = 0
 
-    def hooked(model: Any, batch: Any) -> Any:
+    def hooked(model: Any, batch: Any, **settings: Any) -> Any:
         nonlocal place
         hook(place)
         place += 1
-        return loss_fn(model, batch)
+        return loss_fn(model, batch, **settings)
 
     return hooked

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import soundfile
 from lhotse import MonoCut
-from lhotse.serialization import deserialize_item
 
 from core.runfiles import BAD_SAMPLES, CHECKPOINTS, LEDGER, METRICS, ExitCode, read_records
 from tests.recipes import runs
@@ -20,16 +19,6 @@ RATE_HZ = 16_000
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs.write_config(tmp_path_factory.mktemp("corpus"))
-
-
-def _of_file(cut: MonoCut, path: Path) -> MonoCut:
-    """The cut with another id and another file behind it."""
-    record = cut.to_dict()
-    record["id"] = record["recording"]["id"] = path.stem
-    record["recording"]["sources"][0]["source"] = str(path)
-    for supervision in record["supervisions"]:
-        supervision["id"] = supervision["recording_id"] = path.stem
-    return deserialize_item(record)
 
 
 def _bad_cuts(folder: Path, cut: MonoCut) -> list[MonoCut]:
@@ -45,7 +34,7 @@ def _bad_cuts(folder: Path, cut: MonoCut) -> list[MonoCut]:
     noise[num // 2] = np.nan
     soundfile.write(folder / "nan.wav", noise, RATE_HZ, subtype="FLOAT")
     names = ("missing", "empty", "truncated", "wrong_rate", "stereo", "nan")
-    return [_of_file(cut, folder / f"{name}.wav") for name in names]
+    return [runs.of_file(cut, folder / f"{name}.wav") for name in names]
 
 
 def test_bad_samples_are_skipped_and_listed_once(tmp_path: Path) -> None:
@@ -68,7 +57,7 @@ def test_bad_samples_are_skipped_and_listed_once(tmp_path: Path) -> None:
 
 def test_too_many_bad_samples_end_the_run(tmp_path: Path) -> None:
     good = runs.demo_cuts("train", 12)
-    missing = [_of_file(cut, tmp_path / f"missing-{place}.wav") for place, cut in enumerate(good)]
+    missing = [runs.of_file(cut, tmp_path / f"missing-{place}.wav") for place, cut in enumerate(good)]
     config = runs.write_config(tmp_path / "corpus", good + missing)
     codes, text = runs.link(config, tmp_path / "runs", "train.max_steps=30")
     assert codes == [ExitCode.DATA], text

@@ -46,7 +46,7 @@ def _slowly(place: int) -> None:
 CUTS: dict[str, dict[str, Any]] = {
     "link_steps": {"overrides": ("run.link_steps=2",), "code": ExitCode.CONTINUE, "links": 3},
     "SIGTERM": {"hook": _send(signal.SIGTERM), "code": ExitCode.CONTINUE, "links": 2},
-    "SIGKILL": {"hook": _send(signal.SIGKILL), "code": -signal.SIGKILL, "links": 2},
+    "SIGKILL": {"overrides": ("checkpoint.asynchronous=false",), "hook": _send(signal.SIGKILL), "code": -9, "links": 2},
     "deadline": {"overrides": ("stop.margin_s=0.3",), "hook": _slowly, "seconds": 1.5, "code": 75, "links": 2},
 }
 

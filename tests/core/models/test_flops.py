@@ -40,6 +40,19 @@ def test_forward_equals_the_counter(config: EncoderConfig, num_frames: int) -> N
     assert forward == pytest.approx(counted(config, num_frames), rel=0.015)
 
 
+def test_every_output_layer_counts() -> None:
+    config = CONFIGS[0]
+    model = CTCModel(LMUEncoder(config), vocab_size=30, config=CTCHeadConfig(intermediate_blocks=[1]))  # type: ignore[arg-type]
+    arguments, found = (torch.randn(1, 97, 40), torch.tensor([97])), []
+    for training in (False, True):  # the intermediate layer is for training only
+        model.train(training)(*arguments)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(*arguments)
+        found.append(counter.get_total_flops())
+    one, two = (ctc_training(config, 97, vocab_size=30, num_heads=num) for num in (1, 2))
+    assert two - one == 3 * (found[1] - found[0]) > 0
+
+
 def test_a_batch_counts_useful_and_padded_frames() -> None:
     config = CONFIGS[0]
     useful, padded = batch_flops(lambda n: encoder_forward(config, n), num_frames=[100, 40], padded_frames=100)

@@ -47,3 +47,13 @@ def test_other_host_counts_as_alive_while_its_heart_beats(tmp_path: Path) -> Non
     lease = Lease(tmp_path, job_id="5")
     assert lease.token == 5
     lease.release()
+
+
+def test_a_holder_that_was_taken_for_dead_gives_nothing_back(tmp_path: Path) -> None:
+    old = Lease(tmp_path, job_id="1")
+    assert old.is_held
+    write_holder(tmp_path, token=old.token + 1, heartbeat=time.time())
+    assert not old.is_held
+    before = (tmp_path / LEASE).read_text()
+    old.release()
+    assert (tmp_path / LEASE).read_text() == before

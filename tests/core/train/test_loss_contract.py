@@ -17,6 +17,7 @@ from core.losses.output import LossOutput
 from core.optim import OptimConfig
 from core.parallel.engine import Engine, ParallelConfig, build_engine
 from core.train.loop import LossFn, train_step
+from core.train.phases import Phases
 from tests.core.parallel.training import whole
 from tests.ranks import run_on_ranks
 
@@ -80,12 +81,12 @@ def trained(
     model = made(kind)
     start = {name: whole(p) for name, p in model.named_parameters()}
     engine: Engine = build_engine(model, ParallelConfig(strategy=strategy), optim=SGD, ranks=ranks)  # type: ignore[arg-type]
-    run: Any = SimpleNamespace(ranks=ranks, seed=0, config=SimpleNamespace(optim=SGD))
+    run: Any = SimpleNamespace(ranks=ranks, seed=0, config=SimpleNamespace(optim=SGD), phases=Phases())
     logged = []
     for number, batches in enumerate(steps):
         step: Any = SimpleNamespace(batches=batches)
         targets = ranks.total([sum(batch.num_targets for batch in batches)])[0]
-        logged.append(train_step(run, engine, step, loss_fn, number=number, num_targets=targets))
+        logged.append(train_step(run, engine, step, loss_fn, number=number, num_targets=targets)[0])
     return {name: start[name] - whole(p) for name, p in model.named_parameters()}, logged
 
 

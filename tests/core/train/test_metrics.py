@@ -2,7 +2,6 @@
 
 import json
 import math
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,7 @@ import torch
 
 from core.train.metrics import MetricSums, merged_names, ratios, step_metrics
 from core.train.metrics_log import MetricsLog, duration, read_metrics, step_line
-from core.train.timing import Eta, Stopwatch
+from core.train.timing import Eta
 
 
 def reduced(ranks: list[MetricSums]) -> dict[str, float | None]:
@@ -79,15 +78,35 @@ def test_rates_of_two_ranks() -> None:
         "data_wait_share": 0.125,
         "padding_share": 24 / 64,
         "tflops_per_device": 10.0,  # (15 + 5) / 2
+        "padded_tflops_per_device": 16.0,
         "mfu": pytest.approx(0.1),
         "padded_mfu": pytest.approx(0.16),
     }
 
 
-def test_no_mfu_without_a_peak() -> None:
+def test_mfu_is_null_without_a_peak_and_absent_without_a_formula() -> None:
     facts = {"step_s": 1.0, "data_wait_s": 0.0, "audio_s": 1.0, "padded_audio_s": 1.0, "num_targets": 1, "dp_size": 1}
-    assert "mfu" not in step_metrics(**facts, model_flops=1e9)
-    assert "tflops_per_device" not in step_metrics(**facts)
+    sums = MetricSums()
+    sums.add(step_metrics(**facts, model_flops=2e12, padded_flops=3e12))
+    record = reduced([sums])
+    assert (record["tflops_per_device"], record["padded_tflops_per_device"]) == (2.0, 3.0)
+    assert record["mfu"] is None and record["padded_mfu"] is None
+    assert not {"mfu", "tflops_per_device"} & step_metrics(**facts).keys()
+
+
+def test_a_rank_without_a_single_utterance_lowers_the_mean() -> None:
+    """One of two ranks had an empty micro-batch: 4 TFLOP in 1 s on two devices."""
+    ranks = [MetricSums(), MetricSums()]
+    for sums, flops in zip(ranks, (4e12, 0.0), strict=True):
+        facts = {"data_wait_s": 0.0, "audio_s": 1.0, "padded_audio_s": 1.0, "num_targets": 1, "dp_size": 2}
+        sums.add(step_metrics(step_s=1.0, **facts, model_flops=flops, padded_flops=flops, peak_flops=10e12))
+    assert (reduced(ranks)["tflops_per_device"], reduced(ranks)["mfu"]) == (2.0, 0.2)
+
+
+def started(path: Path, *, token: int, link: int, step: int) -> MetricsLog:
+    log = MetricsLog(path, token=token, link=link)
+    log.start(step)
+    return log
 
 
 def steps_of(path: Path, phase: str = "train") -> list[tuple[int, float]]:
@@ -95,10 +114,10 @@ def steps_of(path: Path, phase: str = "train") -> list[tuple[int, float]]:
 
 
 def test_resume_drops_what_an_earlier_link_wrote_beyond_the_checkpoint(tmp_path: Path) -> None:
-    first = MetricsLog(tmp_path, token=1, link=0, step=0)
+    first = started(tmp_path, token=1, link=0, step=0)
     for step in (10, 20, 30, 40):
         first.write({"loss": float(step)}, phase="train", step=step)
-    second = MetricsLog(tmp_path, token=2, link=1, step=20)
+    second = started(tmp_path, token=2, link=1, step=20)
     assert steps_of(tmp_path) == [(10, 10.0), (20, 20.0)], "30 and 40 were never saved"
     second.write({"loss": 3.5}, phase="train", step=30)
     first.write({"loss": 50.0}, phase="train", step=50)  # a node that was cut off and still writes
@@ -108,8 +127,18 @@ def test_resume_drops_what_an_earlier_link_wrote_beyond_the_checkpoint(tmp_path:
     assert starts == [(0, 0), (20, 1)]
 
 
+def test_going_back_drops_what_the_same_link_wrote_beyond(tmp_path: Path) -> None:
+    log = started(tmp_path, token=1, link=0, step=0)
+    for step in (10, 20, 30, 40):
+        log.write({"loss": float(step)}, phase="train", step=step)
+    log.start(20)
+    assert steps_of(tmp_path) == [(10, 10.0), (20, 20.0)]
+    log.write({"loss": 3.5}, phase="train", step=30)
+    assert steps_of(tmp_path) == [(10, 10.0), (20, 20.0), (30, 3.5)]
+
+
 def test_phases_of_one_step_are_separate_records(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, token=1, link=0, step=0)
+    log = started(tmp_path, token=1, link=0, step=0)
     log.write({"loss": 1.0}, phase="train", step=10)
     log.write({"valid_loss": 2.0}, phase="valid", step=10)
     assert [r["phase"] for r in read_metrics(tmp_path / "metrics.jsonl")] == ["start", "train", "valid"]
@@ -117,7 +146,7 @@ def test_phases_of_one_step_are_separate_records(tmp_path: Path) -> None:
 
 
 def test_a_torn_or_foreign_line_is_passed_over(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, token=1, link=0, step=0)
+    log = started(tmp_path, token=1, link=0, step=0)
     log.write({"loss": 1.0}, phase="train", step=10)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"something": "else"}\n[1]\n{"phase": "train", "step": 20, "tok\n')
@@ -125,7 +154,7 @@ def test_a_torn_or_foreign_line_is_passed_over(tmp_path: Path) -> None:
 
 
 def test_what_is_not_finite_is_null_and_named(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, token=3, link=2, step=0)
+    log = started(tmp_path, token=3, link=2, step=0)
     log.write({"loss": math.nan, "grad_norm": math.inf, "lr": 0.1, "mfu": None}, phase="train", step=1)
     line = (tmp_path / "metrics.jsonl").read_text().splitlines()[-1]
     assert "NaN" not in line and "Infinity" not in line
@@ -169,27 +198,6 @@ def test_lines_leave_out_what_is_unknown() -> None:
 
 def test_duration() -> None:
     assert [duration(s) for s in (0.4, 61, 3600 * 5 + 59.6, 90_061)] == ["0:00:00", "0:01:01", "5:01:00", "1d 01:01:01"]
-
-
-class Clock:
-    """Time that passes only when told."""
-
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_stopwatch() -> None:
-    clock = Clock()
-    watch = Stopwatch(clock)
-    for seconds in (1.0, 2.0):
-        with watch.measure("data_wait"):
-            clock.now += seconds
-    with suppress(KeyError), watch.measure("validation"):
-        clock.now += 5.0
-        raise KeyError
-    assert (watch.take("data_wait"), watch.take("validation"), watch.take("data_wait")) == (3.0, 5.0, 0.0)
 
 
 def test_eta_counts_validations_and_checkpoints_within_5_percent() -> None:

@@ -23,7 +23,8 @@ def run(tmp_path: Path) -> Path:
     for link, first, last in ((0, 0, 60), (1, 50, 100)):
         runfiles.record_link(run, event="submitted", link=link, job_id=f"{700 + link}", seed=4_000_000 + link)
         runfiles.record_link(run, event="started", link=link, host=f"node{link}", token=link + 1, step=first)
-        log = MetricsLog(run, token=link + 1, link=link, step=first)
+        log = MetricsLog(run, token=link + 1, link=link)
+        log.start(first)
         for step in range(first + 10, last + 1, 10):
             log.write(
                 {"loss": 100 / step, "lr": 1e-3, "grad_norm": 2.0, "audio_s_per_s": 50.0}, phase="train", step=step
@@ -69,7 +70,8 @@ def test_a_run_without_anything_still_has_a_report(tmp_path: Path) -> None:
 
 
 def test_values_that_are_null_or_negative_do_not_stop_the_picture(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path, token=1, link=0, step=0)
+    log = MetricsLog(tmp_path, token=1, link=0)
+    log.start(0)
     for step in range(1, 200):
         log.write({"loss": float("nan") if step % 3 else -1.0 * step, "grad_norm": 0.0}, phase="train", step=step)
     log.write({"valid_wer": float("inf")}, phase="valid", step=200)

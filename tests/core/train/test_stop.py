@@ -3,10 +3,11 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
-from core.train.stop import EarlyStop, EarlyStopConfig, StopConfig, StopSignal
+from core.train.stop import EarlyStop, EarlyStopConfig, StopConfig, StopSignal, end_of_slurm_job
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT])
@@ -29,6 +30,19 @@ def test_deadline_counts_with_the_margin() -> None:
     assert StopSignal(StopConfig(margin_s=99), deadline=deadline).reason is None
     reason = StopSignal(StopConfig(margin_s=101), deadline=deadline).reason
     assert reason is not None and reason.startswith("time limit in ")
+
+
+def test_a_job_in_slurm_learns_its_end_from_squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    squeue = tmp_path / "squeue"
+    squeue.write_text(
+        '#!/bin/sh\n[ "$*" = "--noheader --jobs=7 --format=%e" ] && date -d @4000000000 "+$SLURM_TIME_FORMAT"'
+    )
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert end_of_slurm_job("7") == 4e9
+    assert end_of_slurm_job("8") is None, "SLURM does not know the job"
+    squeue.write_text("#!/bin/sh\necho NONE\n")
+    assert end_of_slurm_job("7") is None, "the job has no limit"
 
 
 def test_default_margin_is_three_saves_a_step_and_a_minute_up_to_a_tenth_of_the_link() -> None:

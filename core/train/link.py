@@ -1,0 +1,109 @@
+"""One link of a run as its directory knows it: number and token, lease, entries in the ledger, the end."""
+
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from core.distributed import Ranks
+from core.runfiles import (
+    DONE,
+    LEDGER,
+    LOGS,
+    ExitCode,
+    job_from_environment,
+    link_from_environment,
+    read_records,
+    record_link,
+    write_whole,
+)
+from core.train.lease import Lease
+from core.train.phases import Phases
+from core.train.report import write_report
+
+logger = logging.getLogger(__name__)
+
+
+class Link:
+    """Rank 0 holds the lease and writes; the other ranks know number and token."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        number, self._seed = link_from_environment()
+        self.number = number or 0
+        self.token = 0
+        self.phases = Phases()
+        self._lease: Lease | None = None
+
+    @property
+    def rank_files(self) -> Path:
+        return self._directory / LOGS / f"link_{self.number}" / "ranks"
+
+    def begin(self, ranks: Ranks) -> None:
+        """Take the lease; all ranks together. LeaseHeld or OSError on all of them where it cannot be had."""
+        problem: Exception | None = None
+        if ranks.is_first:
+            try:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                self._lease = Lease(self._directory, job_id=job_from_environment())
+                self.token = self._lease.token
+                self.number = self.number or _next_number(self._directory)
+            except (RuntimeError, OSError) as error:  # the others must hear of it before anyone leaves
+                problem = error
+        problem, self.token, self.number = ranks.from_first((problem, self.token, self.number))
+        if problem is not None:
+            raise problem
+
+    def record_start(self, *, step: int) -> None:
+        """On rank 0: where this link goes on."""
+        facts = {"job_id": job_from_environment(), "host": socket.gethostname(), "pid": os.getpid()}
+        record_link(
+            self._directory, event="started", link=self.number, **facts, token=self.token, step=step, seed=self._seed
+        )
+
+    def end(self, code: ExitCode, reason: str, *, step: int | None = None) -> ExitCode:
+        """Ledger, report, marker, lease: in this order, so that DONE is never there without what it promises.
+
+        `step`: the last one done; None where the link failed in the one that is at work. On the rank that holds the
+        lease, or the one that speaks for all when they hang. What cannot be written makes a good end a bad one.
+        """
+        if self._lease is None and code != ExitCode.HANG:
+            return code
+        if self._lease is not None and not self._lease.is_held:  # a report, a marker would be the other job's
+            code, reason = ExitCode.LEASE, "another job has taken the run over"
+        wall_s = time.time() - psutil.Process().create_time()
+        facts: dict[str, Any] = {
+            "exit_code": int(code),
+            "reason": reason,
+            "step": self.phases.place.step if step is None else step,
+            "token": self.token,
+            "train_s": round(self.phases.train_s, 3),
+            "wall_s": round(wall_s, 3),
+        }
+        try:
+            record_link(self._directory, event="ended", link=self.number, **facts)
+            if code in (ExitCode.DONE, ExitCode.CONTINUE):
+                self._write_report()
+            if code == ExitCode.DONE:
+                write_whole(self._directory / DONE, f"step {facts['step']}\n")
+        except OSError as error:
+            logger.error("the end of the link cannot be recorded: %s", error)
+            code = ExitCode.STORAGE if code in (ExitCode.DONE, ExitCode.CONTINUE) else code
+        if self._lease is not None:
+            self._lease.release()
+        return code
+
+    def _write_report(self) -> None:
+        try:
+            write_report(self._directory)
+        except Exception:  # a picture less is no reason to fail a link
+            logger.exception("the report could not be written")
+
+
+def _next_number(directory: Path) -> int:
+    """Of a link that no launcher numbered."""
+    return 1 + max((int(record.get("link", 0)) for record in read_records(directory / LEDGER)), default=0)
