@@ -2,13 +2,14 @@
 # Run a recipe here and now, without a chain:
 #
 #   ./run.sh recipes/lmu_gigaspeech [--config FILE] [key=value ...]
+#   ./run.sh check                      can Baton run here? one line a fact, and what to do about it
 #   ./run.sh bench                      all of tests/bench, written to tests/bench/results.md
 #
 # NPROC=2 ranks (default: one a GPU, else 1), DEBUG=1 for one tiny pass, PROFILE=1 for a trace of a few steps.
 # It ends with 75 if the run is unfinished: the same command goes on where it stopped.
 set -euo pipefail
 if [ $# -eq 0 ] || [ "$1" = -h ] || [ "$1" = --help ]; then
-    sed -n '2,8s/^# \{0,1\}//p' "$0"
+    sed -n '2,9s/^# \{0,1\}//p' "$0"
     exit 0
 fi
 baton_here="$PWD" baton_needs=""
@@ -22,6 +23,10 @@ if ! [[ "$BATON_LOCAL_TASKS" =~ ^[1-9][0-9]*$ ]]; then
     exit 85
 fi
 
+if [ "$1" = check ]; then
+    export BATON_RUNS="${BATON_RUNS:-$baton_root/runs}"
+    exec python -P -m launchers.check
+fi
 if [ "$1" = bench ]; then
     cd "$baton_root"
     exec python -m tests.bench.results

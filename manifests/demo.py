@@ -14,6 +14,7 @@ import hashlib
 import re
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,8 @@ HELD_OUT_WORDS = {
     "english": {"test_words": 510, "dev_words": 160},
     "russian": {"test_words": 180, "dev_words": 90},
 }
+NUM_OVERFIT = 10
+OVERFIT_SECONDS = (1.5, 4.0)
 PACKAGES = {
     "asterisk-core-sounds-en-g722": "38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806",
     "asterisk-core-sounds-en": "973e797d28e37fa6ca3c0a9d6fa717e77cf1268ae916bf09fd3503113cdffa50",
@@ -50,11 +53,21 @@ def build(packages: Path, *, output: Path) -> None:
         russian = _russian_cuts(Path(scratch) / "festvox-ru", output / "russian")
     for language, cuts in (("english", english), ("russian", russian)):
         texts = {name: cut.supervisions[0].text for name, cut in cuts.items()}
-        for part, names in split_by_family(texts, **HELD_OUT_WORDS[language]).items():
+        parts = split_by_family(texts, **HELD_OUT_WORDS[language])
+        if language == "english":
+            parts["overfit"] = overfit_names({name: cuts[name].duration for name in parts["train"]})
+        for part, names in parts.items():
             write_manifest((cuts[name] for name in names), output / f"{language}_{part}.jsonl")
             num_words = sum(len(words_of(texts[name])) for name in names)
             minutes = sum(cuts[name].duration for name in names) / 60
             print(f"{language}_{part}.jsonl: {len(names)} utterances, {num_words} words, {minutes:.1f} minutes")
+
+
+def overfit_names(durations_s: Mapping[str, float]) -> list[str]:
+    """The few utterances that a model must be able to learn by heart: neither short nor long, spread over the names."""
+    shortest_s, longest_s = OVERFIT_SECONDS
+    fitting = [name for name, duration_s in durations_s.items() if shortest_s <= duration_s <= longest_s]
+    return fitting[:: len(fitting) // NUM_OVERFIT][:NUM_OVERFIT]
 
 
 def _english_cuts(unpacked: Path, folder: Path) -> dict[str, MonoCut]:

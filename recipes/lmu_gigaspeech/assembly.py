@@ -1,18 +1,19 @@
 """What train, score and transcribe share: the configuration, the corpus and the model."""
 
-import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from core.config import section
-from core.data.asr import AsrConfig, AsrExamples, transcripts
+from core.data.asr import AsrConfig, AsrExamples, feature_stats, texts_of, transcripts
 from core.data.dataset import SpeechDataset
 from core.data.index import ManifestIndex
+from core.data.sources import TrainingSource, open_sources
 from core.data.stream import LoaderConfig
 from core.decoding import BeamConfig
 from core.distributed import Ranks
+from core.features import FeatureStats
 from core.fusion import FusionConfig
 from core.models.attention_lmu import AttentionLMUEncoder, AttentionLMUEncoderConfig
 from core.models.ctc import CTCHeadConfig, CTCModel
@@ -30,6 +31,7 @@ from core.train.stop import StopConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "config.yaml"
 VOCABULARY = "vocabulary.txt"
+FEATURE_STATS = "feature_stats.json"
 
 
 @section
@@ -38,6 +40,13 @@ class ModelConfig:
 
     encoder: LMUEncoderConfig | AttentionLMUEncoderConfig
     head: CTCHeadConfig = field(default_factory=CTCHeadConfig)
+
+    def __post_init__(self) -> None:
+        last = self.encoder.num_blocks - 1 if isinstance(self.encoder, LMUEncoderConfig) else 0
+        wrong = [block for block in self.head.intermediate_blocks if not 1 <= block <= last]
+        if wrong:
+            accepted = f"blocks from 1 to {last}" if last else "[] with model.encoder.kind=attention_lmu"
+            raise ValueError(f"head.intermediate_blocks={self.head.intermediate_blocks} must be {accepted}")
 
 
 @section
@@ -67,6 +76,8 @@ class Config:
         total = getattr(self.optim.schedule, "total_steps", self.train.max_steps)
         if total != self.train.max_steps:
             raise ValueError(f"optim.schedule.total_steps={total} must equal train.max_steps={self.train.max_steps}")
+        if self.plan.over_budget == "crop":
+            raise ValueError("plan.over_budget=crop would cut words off their audio; use skip, alone or error")
         if self.model.encoder.input_dim != self.data.features.num_mels:
             raise ValueError(
                 f"model.encoder.input_dim={self.model.encoder.input_dim} must equal "
@@ -76,25 +87,28 @@ class Config:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The manifests of a run and the characters of its training texts."""
+    """The manifests of a run, the characters of its training texts, and the statistics of its features."""
 
     config: Config
-    train: ManifestIndex
+    sources: list[TrainingSource]
     valid: ManifestIndex
     test: ManifestIndex
     vocabulary: CharacterVocabulary
+    stats: FeatureStats | None  # with data.features.normalize=corpus
 
     @classmethod
     def open(cls, config: Config, directory: Path, *, ranks: Ranks) -> "Corpus":
-        """The vocabulary is made of the training texts once, and kept in the run directory."""
-        train, valid, test = (ManifestIndex.open(Path(path)) for path in _manifests(config))
-        path = directory / VOCABULARY
-        if ranks.is_first and not path.exists():
-            temporary = path.with_suffix(".tmp")
-            CharacterVocabulary.of_texts([text for _, text in transcripts(train)]).save(temporary)
-            os.replace(temporary, path)
+        """What is learned from the training data is made once, and kept in the run directory."""
+        sources = open_sources(Path(config.data.train))
+        valid, test = (ManifestIndex.open(Path(path)) for path in (config.data.valid, config.data.test))
+        indexes, features = [source.manifest for source in sources], config.data.features
+        if ranks.is_first and not (directory / VOCABULARY).exists():
+            CharacterVocabulary.of_texts(texts_of(indexes)).save(directory / VOCABULARY)
+        if ranks.is_first and features.normalize == "corpus" and not (directory / FEATURE_STATS).exists():
+            feature_stats(indexes, config=features).save(directory / FEATURE_STATS)
         ranks.barrier()
-        return cls(config, train, valid, test, CharacterVocabulary.load(path))
+        vocabulary = CharacterVocabulary.load(directory / VOCABULARY)
+        return cls(config, sources, valid, test, vocabulary, load_stats(config, directory))
 
     @cached_property
     def references(self) -> dict[str, str]:
@@ -102,18 +116,18 @@ class Corpus:
         return dict(transcripts(self.test))
 
     def examples(self) -> AsrExamples:
-        return AsrExamples(self.config.data, self.vocabulary, self.config.model.encoder.output_lengths)
+        return AsrExamples(self.config.data, self.vocabulary, self.config.model.encoder.output_lengths, self.stats)
 
     def training_set(self, plan: Plan, *, seed: int) -> SpeechDataset:
-        return self._dataset(self.train, seed=seed, allowed_s=plan.allowed_s)
+        return self._dataset([source.manifest for source in self.sources], seed=seed, allowed_s=plan.allowed_s)
 
     def evaluation_set(self, split: Literal["valid", "test"]) -> SpeechDataset:
-        return self._dataset(self.valid if split == "valid" else self.test, seed=None, allowed_s=None)
+        return self._dataset([self.valid if split == "valid" else self.test], seed=None, allowed_s=None)
 
-    def _dataset(self, index: ManifestIndex, *, seed: int | None, allowed_s: float | None) -> SpeechDataset:
+    def _dataset(self, indexes: list[ManifestIndex], *, seed: int | None, allowed_s: float | None) -> SpeechDataset:
         examples = self.examples()
         rate_hz = self.config.data.features.sample_rate_hz
-        return SpeechDataset([index], examples, examples.dummy(), rate_hz, seed=seed, allowed_s=allowed_s)
+        return SpeechDataset(indexes, examples, examples.dummy(), rate_hz, seed=seed, allowed_s=allowed_s)
 
 
 def build_model(config: Config, *, vocab_size: int, seed: int) -> CTCModel:
@@ -125,5 +139,6 @@ def build_model(config: Config, *, vocab_size: int, seed: int) -> CTCModel:
     return CTCModel(AttentionLMUEncoder(encoder), vocab_size=vocab_size, config=config.model.head)
 
 
-def _manifests(config: Config) -> tuple[str, str, str]:
-    return config.data.train, config.data.valid, config.data.test
+def load_stats(config: Config, directory: Path) -> FeatureStats | None:
+    """Those that a run was trained with; None where its features are not normalized by them."""
+    return FeatureStats.load(directory / FEATURE_STATS) if config.data.features.normalize == "corpus" else None

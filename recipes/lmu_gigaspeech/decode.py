@@ -23,18 +23,20 @@ class Predictions:
 
     run: Run
     vocabulary: CharacterVocabulary
+    step: int
     num_shown: int = field(default=0)
 
     def show(self, sample_id: str, *, reference: str, hypothesis: str) -> None:
         if self.num_shown < SHOWN and self.run.ranks.is_first:
-            record = {"sample_id": sample_id, "reference": reference, "hypothesis": hypothesis}
-            append_record(self.run.directory / PREDICTIONS, {"link": self.run.link, "token": self.run.token, **record})
+            place = {"split": "valid", "step": self.step, "link": self.run.link, "token": self.run.token}
+            texts = {"sample_id": sample_id, "reference": reference, "hypothesis": hypothesis}
+            append_record(self.run.directory / PREDICTIONS, place | texts)
         self.num_shown += 1
 
 
 def count_errors(model: nn.Module, batch: Any, *, predictions: Predictions) -> Mapping[str, tuple[Any, Any]]:
     """valid_loss, valid_wer and valid_cer of one batch as (numerator, denominator), decoded greedily."""
-    logits, lengths = model(batch.inputs, batch.input_lengths)
+    logits, lengths, _ = model(batch.inputs, batch.input_lengths)
     loss = ctc_loss(logits, lengths, batch.targets, batch.target_lengths).loss_sum
     hypotheses = greedy_search(logits.float().log_softmax(dim=-1), lengths)
     words, characters = [0.0, 0.0], [0.0, 0.0]

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from core.config import parse_args
-from core.data.asr import transcripts
+from core.data.asr import texts_of
 from core.data.stream import evaluation_batches
 from core.decoding import beam_search, greedy_search
 from core.distributed import Ranks, joined
@@ -78,7 +78,7 @@ def transcribe_split(config: Config, ranks: Ranks, model: nn.Module, corpus: Cor
     """Every test utterance once, on all ranks alike."""
     model.eval()
     scorer = build_scorer(
-        config.decode.ngram, vocabulary=corpus.vocabulary, texts=[text for _, text in transcripts(corpus.train)]
+        config.decode.ngram, vocabulary=corpus.vocabulary, texts=texts_of(source.manifest for source in corpus.sources)
     )
     plan = EvaluationPlan(Source("test", corpus.test.durations_s), config.plan)
     batches = evaluation_batches(plan, corpus.evaluation_set("test"), config=config.loader, ranks=ranks)
@@ -89,7 +89,7 @@ def transcribe_split(config: Config, ranks: Ranks, model: nn.Module, corpus: Cor
 def _decode(
     config: Config, model: nn.Module, batch: Any, corpus: Corpus, scorer: WeightedScorer | None
 ) -> list[Scored]:
-    logits, lengths = model(batch.inputs, batch.input_lengths)
+    logits, lengths, _ = model(batch.inputs, batch.input_lengths)
     log_probs = logits.float().log_softmax(dim=-1).cpu()
     greedy = greedy_search(log_probs, lengths.cpu())
     beams = beam_search(log_probs, lengths.cpu(), config=config.decode.beam, scorer=scorer)

@@ -8,17 +8,18 @@ torchrun --nproc-per-node 2 -m recipes.lmu_gigaspeech.train --config recipes/lmu
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from torch import nn
 
 from core.config import parse_args
 from core.data.stream import TrainStream, evaluation_batches
-from core.losses.ctc import ctc_loss
+from core.losses.ctc import intermediate_ctc_loss
 from core.losses.output import LossOutput
+from core.models.flops import batch_flops, ctc_training
 from core.parallel.engine import build_engine
-from core.parameters import freeze
+from core.parameters import describe_parameters, freeze
 from core.samplers.plan import EvaluationPlan, Plan, Source
 from core.train.evaluate import evaluate
 from core.train.loop import fit
@@ -38,33 +39,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(config: Config, run: Run) -> Outcome:
     """One link: data, model, engine, loop; the test split is scored once, after the last step."""
     corpus = Corpus.open(config, run.directory, ranks=run.ranks)
-    plan = Plan([Source("train", corpus.train.durations_s)], config.plan, seed=run.seed)
-    data = TrainStream(plan, corpus.training_set(plan, seed=run.seed), config=config.loader, ranks=run.ranks)
+    plan = Plan([source.planned for source in corpus.sources], config.plan, seed=run.seed)
+    dataset = corpus.training_set(plan, seed=run.seed)
+    data = TrainStream(plan, dataset, config=config.loader, ranks=run.ranks, accept_data=config.run.accept_data)
     for line in data.describe():
         logger.info(line)
 
     model = build_model(config, vocab_size=len(corpus.vocabulary), seed=run.seed)
     freeze(model, config.optim.freeze)
-    logger.info(
-        "%s parameters, %d characters", f"{sum(p.numel() for p in model.parameters()):,}", len(corpus.vocabulary)
-    )
+    logger.info("%s", describe_parameters(model, freeze=config.optim.freeze, decay=config.optim.decay))
     engine = build_engine(model, config.parallel, optim=config.optim, ranks=run.ranks)
 
-    def validate() -> Mapping[str, float] | None:
-        predictions = Predictions(run, corpus.vocabulary)
+    def validate(step: int) -> Mapping[str, float] | None:
+        predictions = Predictions(run, corpus.vocabulary, step=step)
         dataset = corpus.evaluation_set("valid")
         eval_plan = EvaluationPlan(Source("valid", corpus.valid.durations_s), config.plan)
         batches = evaluation_batches(eval_plan, dataset, config=config.loader, ranks=run.ranks)
         return evaluate(run, model, batches, partial(count_errors, predictions=predictions))
 
-    outcome = fit(run, engine, data, loss_fn, validate)
+    size, num_heads = len(corpus.vocabulary), 1 + len(config.model.head.intermediate_blocks)
+    of_frames = cache(partial(ctc_training, config.model.encoder, vocab_size=size, num_heads=num_heads))
+
+    def flops(batch: Any) -> tuple[float, float]:
+        return batch_flops(of_frames, num_frames=batch.input_lengths.tolist(), padded_frames=batch.inputs.size(1))
+
+    loss = partial(loss_fn, intermediate_weight=config.model.head.intermediate_weight)
+    outcome = fit(run, engine, data, loss, validate, flops=flops)
     return score_test(config, run, model, corpus, outcome) if outcome.finished else outcome
 
 
-def loss_fn(model: nn.Module, batch: Any) -> LossOutput:
+def loss_fn(model: nn.Module, batch: Any, *, intermediate_weight: float) -> LossOutput:
     """CTC, summed over the characters of the utterances that can be aligned."""
-    logits, lengths = model(batch.inputs, batch.input_lengths)
-    return ctc_loss(logits, lengths, batch.targets, batch.target_lengths)
+    logits, lengths, intermediate = model(batch.inputs, batch.input_lengths)
+    return intermediate_ctc_loss(
+        logits, intermediate, lengths, batch.targets, batch.target_lengths, weight=intermediate_weight
+    )
 
 
 if __name__ == "__main__":

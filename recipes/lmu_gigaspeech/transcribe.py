@@ -17,17 +17,17 @@ from torch import Tensor
 
 from core.audio import AudioError, read_audio
 from core.config import load
-from core.data.asr import transcripts
-from core.data.index import ManifestIndex
+from core.data.asr import texts_of
+from core.data.sources import open_sources
 from core.decoding import beam_search, greedy_search
-from core.distributed import joined
-from core.features import LogMel, num_frames
+from core.distributed import Ranks, joined
+from core.features import FeatureStats, LogMel, num_frames
 from core.fusion import WeightedScorer, build_scorer
 from core.models.ctc import CTCModel
 from core.parallel.engine import ParallelConfig
 from core.runfiles import CONFIG, ExitCode
 from core.text import CharacterVocabulary
-from recipes.lmu_gigaspeech.assembly import VOCABULARY, Config
+from recipes.lmu_gigaspeech.assembly import VOCABULARY, Config, load_stats
 from recipes.lmu_gigaspeech.trained import load_trained
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3"})
@@ -41,9 +41,21 @@ class Transcriber:
     config: Config
     model: CTCModel
     vocabulary: CharacterVocabulary
+    stats: FeatureStats | None  # of the training speech, with data.features.normalize=corpus
     device: torch.device
     use_ngram: bool = False
     scorer: WeightedScorer | None = None  # of the beam search, with use_ngram
+
+    @classmethod
+    def open(cls, run: Path, *, ranks: Ranks, use_ngram: bool = False) -> "Transcriber":
+        """The newest checkpoint of a run, on one rank: this machine's device, whatever the run was trained on."""
+        config = load(Config, run / CONFIG)
+        precision = config.parallel.precision if ranks.device.type == "cuda" else "fp32"
+        config = replace(config, parallel=ParallelConfig(precision=precision))
+        vocabulary = CharacterVocabulary.load(run / VOCABULARY)
+        scorer = _scorer(config, vocabulary) if use_ngram else None
+        model = load_trained(config, run, vocabulary=vocabulary, ranks=ranks)
+        return cls(config, model, vocabulary, load_stats(config, run), ranks.device, use_ngram, scorer)
 
     @torch.inference_mode()
     def text(self, path: Path) -> str:
@@ -79,7 +91,7 @@ class Transcriber:
         samples = read_audio(path, sample_rate_hz=config.sample_rate_hz)
         if num_frames(len(samples), config=config) < 1:
             raise AudioError(path, "is shorter than one feature frame")
-        features, _ = LogMel(config)(torch.from_numpy(samples)[None], torch.tensor([len(samples)]))
+        features, _ = LogMel(config, stats=self.stats)(torch.from_numpy(samples)[None], torch.tensor([len(samples)]))
         return features.to(self.device)
 
 
@@ -99,13 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_can_stream(config)
     device = "cpu" if config.run.device == "cpu" else "auto"
     with joined(device=device) as ranks:
-        # One process, on this machine's device, whatever the run was trained on.
-        precision = config.parallel.precision if ranks.device.type == "cuda" else "fp32"
-        config = replace(config, parallel=ParallelConfig(precision=precision))
-        vocabulary = CharacterVocabulary.load(arguments.run / VOCABULARY)
-        scorer = _scorer(config, vocabulary) if arguments.ngram else None
-        model = load_trained(config, arguments.run, vocabulary=vocabulary, ranks=ranks)
-        transcriber = Transcriber(config, model, vocabulary, ranks.device, arguments.ngram, scorer)
+        transcriber = Transcriber.open(arguments.run, ranks=ranks, use_ngram=arguments.ngram)
         num_bad = 0
         for path in arguments.paths:
             num_bad += _transcribe(transcriber, path, stream=arguments.stream)
@@ -116,10 +122,10 @@ def check_can_stream(config: Config) -> None:
     """ValueError unless text can be given before the end of the audio is known."""
     if not config.model.encoder.causal:
         raise ValueError("--stream needs model.encoder.causal=true, got false: the model looks into the future")
-    if config.data.features.normalize != "none":
+    if config.data.features.normalize == "utterance":
         raise ValueError(
-            f"--stream needs data.features.normalize=none, got {config.data.features.normalize}: "
-            "the features of the beginning depend on the whole utterance; train with none"
+            "--stream needs data.features.normalize=corpus or none, got utterance: "
+            "the features of the beginning depend on the whole utterance; train with corpus"
         )
 
 
@@ -143,7 +149,7 @@ def _transcribe(transcriber: Transcriber, path: Path, *, stream: bool) -> int:
 
 
 def _scorer(config: Config, vocabulary: CharacterVocabulary) -> WeightedScorer | None:
-    texts = [text for _, text in transcripts(ManifestIndex.open(Path(config.data.train)))]
+    texts = texts_of(source.manifest for source in open_sources(Path(config.data.train)))
     return build_scorer(config.decode.ngram, vocabulary=vocabulary, texts=texts)
 
 

@@ -64,6 +64,14 @@ def test_no_held_out_prompt_is_a_near_copy_of_a_training_prompt(cuts, language):
         assert sum(len(one) == 1 for one in words["test"]) > 20 < sum(len(one) > 4 for one in words["test"])
 
 
+def test_the_overfit_part_is_ten_training_prompts_of_middle_length(cuts):
+    chosen, train = _cuts("english_overfit"), cuts["english_train"]
+    assert [cut.id for cut in chosen] == demo.overfit_names({cut.id: cut.duration for cut in train})
+    assert len(chosen) == 10 and all(1.5 <= cut.duration <= 4.0 for cut in chosen)
+    lines = [(DEMO / f"english_{part}.jsonl").read_text("utf-8").splitlines() for part in ("overfit", "train")]
+    assert set(lines[0]) <= set(lines[1])
+
+
 @pytest.mark.parametrize("language", ["english", "russian"])
 def test_the_split_follows_from_the_texts(cuts, language):
     names = {part: [cut.id for cut in cuts[f"{language}_{part}"]] for part in ("train", "dev", "test")}
