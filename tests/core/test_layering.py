@@ -31,6 +31,8 @@ LAYERS = [
         "audio",
         "resampling",
         "features",
+        "mfcc",
+        "cluster_report",
         "text",
         "scoring",
         "ngram",

@@ -1,0 +1,101 @@
+"""Features of many clips on disk: fp16 shards that k-means reads through a memory map.
+
+    train-00000-of-00008.npy             frames x dim, fp16, the clips one after another
+    train-00000-of-00008.lengths.npy     frames of each clip
+
+A shard is written while its clips come, so that its size does not matter, and is there whole or not at all.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from core.data.whole_file import appears_whole
+
+
+def write_features(path: Path, clips: Iterable[np.ndarray], *, dim: int) -> int:
+    """Write the features of clips, each (T, dim), as the shard `path` (.npy); the number of frames."""
+    lengths: list[int] = []
+    with appears_whole(path) as file:
+        _write_header(file, num_frames=0, dim=dim)
+        header_bytes = file.tell()
+        for clip in clips:
+            file.write(np.ascontiguousarray(clip, dtype=np.float16).tobytes())
+            lengths.append(len(clip))
+        file.seek(0)
+        _write_header(file, num_frames=sum(lengths), dim=dim)
+        assert file.tell() == header_bytes, "numpy reserves room for the number of frames to grow in place"
+        with appears_whole(_lengths_path(path)) as other:
+            np.save(other, np.array(lengths, np.int64))
+    return sum(lengths)
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a shard is there with all its frames; one cut short by a full disk or a copy is not."""
+    try:
+        FrameShards([path])
+    except ValueError:
+        return False
+    return True
+
+
+class FrameShards:
+    """The frames of shards, one after another, as one array on disk."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        """ValueError naming the shard that is missing, damaged, or of another width than the first."""
+        self._shards = [_open(path) for path in paths]
+        widths = {shard.shape[1] for shard in self._shards}
+        if len(widths) != 1:
+            raise ValueError(f"shards of different widths {sorted(widths)}: {paths[0]} ...; give those of one layer")
+        self.dim: int = widths.pop()
+        self._paths = list(paths)
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Frames start ... stop - 1, (stop - start, dim) fp16."""
+        parts = []
+        for shard, end in zip(self._shards, self._ends.tolist(), strict=True):
+            first = end - len(shard)
+            if start < end and stop > first:
+                parts.append(shard[max(0, start - first) : stop - first])
+        return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float16)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Frames by ascending number, (len(rows), dim) fp16."""
+        shard_of = np.searchsorted(self._ends, rows, side="right")
+        parts = [
+            shard[rows[shard_of == number] - (end - len(shard))]
+            for number, (shard, end) in enumerate(zip(self._shards, self._ends.tolist(), strict=True))
+        ]
+        return np.concatenate(parts)
+
+    def clips(self) -> Iterator[np.ndarray]:
+        """The features of each clip in turn, (T, dim) fp16."""
+        for shard, path in zip(self._shards, self._paths, strict=True):
+            yield from np.split(shard, np.cumsum(np.load(_lengths_path(path)))[:-1])
+
+
+def _open(path: Path) -> np.ndarray:
+    try:
+        frames = np.load(path, mmap_mode="r", allow_pickle=False)
+        lengths = np.load(_lengths_path(path), allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise ValueError(f"{path}: no whole shard of features ({error}); make it again") from None
+    if frames.ndim != 2 or frames.dtype != np.float16 or lengths.sum() != len(frames):
+        raise ValueError(f"{path}: not a shard of features, or of other clips than its lengths; make it again")
+    return frames
+
+
+def _lengths_path(path: Path) -> Path:
+    return path.with_suffix(".lengths.npy")
+
+
+def _write_header(file: IO[bytes], *, num_frames: int, dim: int) -> None:
+    header = {"descr": "<f2", "fortran_order": False, "shape": (num_frames, dim)}
+    np.lib.format.write_array_header_1_0(file, header)
