@@ -2,57 +2,63 @@
 
 import getpass
 import os
-import shutil
 import signal
 import socket
-import subprocess
 from pathlib import Path
 
 from core.runfiles import DONE, STOP, now, write_whole
 from launchers.ledger import Link, holder, read_links
 from launchers.runs import find_run
-from launchers.status import slurm_queue
-
-SCANCEL_TIMEOUT_S = 30.0
+from launchers.slurm_commands import cancel_jobs
+from launchers.slurm_queue import active, read_queue, slurm_jobs
+from launchers.sweep_file import members
 
 
 def cancel(name: str) -> None:
-    """Stop a run for good, until `extend` lifts it. A finished run is left as it is."""
-    run = find_run(name)
+    """Stop a run, or all of a sweep, for good, until `extend` lifts it. What is finished is left as it is."""
+    for run in members(name) or [find_run(name)]:
+        _cancel(run, run.name)
+
+
+def _cancel(run: Path, name: str) -> None:
     if (run / DONE).exists():
         print(f"run {name} is done: nothing to cancel")
         return
     write_whole(run / STOP, f"cancelled by {getpass.getuser()} at {now()}\n")
-    num_asked = _cancel_jobs(read_links(run)) + _stop_here(run)
+    links = read_links(run)
+    num_asked = _cancel_jobs(links) + _stop_here(run, links)
     print(f"run {name} is cancelled" + ("; it saves and stops" if num_asked else ""))
     print(f"take it up again with: ./launch.sh extend {name} -n 1")
 
 
 def _cancel_jobs(links: list[Link]) -> int:
     """Remove waiting SLURM jobs and signal running ones; how many were running."""
-    queue = slurm_queue(links)
+    jobs = slurm_jobs(links)
+    if not jobs:
+        return 0
+    queue = active(read_queue(links), links)
     running = [job for job, state in queue.items() if state == "RUNNING"]
-    waiting = [job for job in queue if job not in running]
-    if waiting:
-        _scancel(*waiting)
-    if running:
-        _scancel("--signal=USR1", *running)
-    return len(running)
+    # The rest is named although squeue may have said nothing: SLURM leaves alone what does not wait.
+    waiting = [job for job in jobs if job not in running]
+    problems = [
+        cancel_jobs(waiting, options=["--quiet", "--state=PENDING"]),
+        cancel_jobs(running, options=["--signal=USR1"]),
+    ]
+    for problem in filter(None, problems):
+        print(f"warning: scancel: {problem}")
+        print("the mark is set all the same: links that wait end as soon as they start; one at work goes on")
+    return len(running) if problems[1] is None else 0
 
 
-def _scancel(*arguments: str) -> None:
-    if shutil.which("scancel"):
-        subprocess.run(["scancel", *arguments], timeout=SCANCEL_TIMEOUT_S, check=False)
-
-
-def _stop_here(run: Path) -> int:
+def _stop_here(run: Path, links: list[Link]) -> int:
     """Ask the rank 0 that works on this machine to save and stop; 1 if there is one."""
     lease = holder(run)
-    if lease is None or lease["host"] != socket.gethostname() or lease.get("job_id") in _slurm_jobs(run):
+    if lease is None or lease["host"] != socket.gethostname():
+        return 0
+    on_slurm = {link.job_id for link in links if link.is_on_slurm} | {
+        link.started.get("job_id") for link in links if link.is_on_slurm
+    }
+    if lease.get("job_id") in on_slurm:
         return 0
     os.kill(int(lease["pid"]), signal.SIGTERM)
     return 1
-
-
-def _slurm_jobs(run: Path) -> set[str | None]:
-    return {link.job_id for link in read_links(run) if link.submitted.get("cluster") == "slurm"}

@@ -12,8 +12,11 @@ from launchers.code_version import code_version
 from launchers.environment import ROOT
 from launchers.ledger import newest_step, read_links
 from launchers.local_link import DebugLink, LocalLink, StopRequests
+from launchers.refusal import refusal
 from launchers.results import print_results
 from launchers.runs import LaunchError
+from launchers.slurm_commands import SlurmError
+from launchers.slurm_link import finish
 from launchers.submission import Run, local_tasks, submit_to_slurm
 from launchers.verdict import Outcome, reason_to_stop
 
@@ -23,8 +26,8 @@ def next_link(directory: Path) -> int:
     return max((link.number for link in read_links(directory)), default=0) + 1
 
 
-def record_submission(run: Run, link: int, *, job_id: str, log: Path) -> None:
-    """The ledger's `submitted` event: enough to repeat the link."""
+def record_submission(run: Run, link: int, *, first: int, job_id: str, log: Path) -> None:
+    """The ledger's `submitted` event: enough to repeat the link. `first`: the first link of its launch."""
     commit, dirty = code_version(ROOT)
     record_link(
         run.directory,
@@ -37,27 +40,41 @@ def record_submission(run: Run, link: int, *, job_id: str, log: Path) -> None:
         dirty=dirty,
         cluster=run.cluster,
         seed_base=run.seed_base,
-        log=str(log.relative_to(run.directory)),
+        log=os.path.relpath(log, run.directory),
+        code=str(run.code),
+        first_link=first,
+        gate=run.gate,
     )
 
 
-def queue_on_slurm(run: Run, num_links: int, *, after: str | None) -> int:
-    """Submit all links, each to start when the one before has ended in whatever way."""
-    for name in list(os.environ):
-        if name.startswith("SLURM_") and name != "SLURM_CONF":
-            del os.environ[name]  # of the job that this launcher runs in: sbatch would take them as options
+def queue_on_slurm(run: Run, num_links: int, *, after: str | None, keep_queued: bool = False) -> list[tuple[int, str]]:
+    """Submit all links, each to start when the one before has ended in whatever way: (link, job) of each.
+
+    All or none, unless `keep_queued`. LaunchError with sbatch's words where it refuses one.
+    """
     os.environ.setdefault("SUBMITIT_LOG_LEVEL", "ERROR")  # the log is for the run's own words
     first = next_link(run.directory)
+    queued: list[tuple[int, str]] = []
     for link in range(first, first + num_links):
-        job_id = submit_to_slurm(run, link, after=after)
-        record_submission(run, link, job_id=job_id, log=run.log_folder(link) / f"{job_id}_0_log.out")
+        try:
+            job_id = submit_to_slurm(run, link, after=after)
+        except SlurmError as error:
+            raise LaunchError(refusal(run.directory, link, queued, error=error, is_kept=keep_queued)) from None
+        except KeyboardInterrupt:
+            nothing = SlurmError("nothing, as Ctrl-C came first")
+            raise LaunchError(refusal(run.directory, link, queued, error=nothing, is_kept=keep_queued)) from None
+        record_submission(run, link, first=first, job_id=job_id, log=run.log_folder(link) / f"{job_id}_0_log.out")
+        queued.append((link, job_id))
         waits = f", after {after}" if after else ""
-        print(f"  link {link}: job {job_id}, seed {run.seed(link)}{waits}")
+        print(f"  link {link}: job {job_id}, seed {run.seed(link)}{waits}", flush=True)
         after = job_id
-    name = run.directory.name
+    return queued
+
+
+def say_what_to_type(name: str) -> None:
+    """The commands that a person wants after a chain is queued."""
     print(f"look with   ./launch.sh status {name}\nread with   ./launch.sh logs {name} -f")
     print(f"stop with   ./launch.sh cancel {name}")
-    return int(ExitCode.DONE)
 
 
 def work_here(run: Run, num_links: int) -> int:
@@ -70,10 +87,11 @@ def work_here(run: Run, num_links: int) -> int:
         first = next_link(run.directory)
         for link in range(first, first + num_links):
             work = DebugLink(run, link) if run.cluster == "debug" else LocalLink(run, link)
-            record_submission(run, link, job_id=work.job_id, log=work.log)
+            record_submission(run, link, first=first, job_id=work.job_id, log=work.log)
             print(f"== link {link} ({link - first + 1} of {num_links}), seed {run.seed(link)}, log {_short(work.log)}")
             outcomes.append(work.wait(stops))
             print(f"== link {link} ended at step {outcomes[-1].resume_at}: {outcomes[-1].words}", flush=True)
+            finish(run.directory, outcomes[-1].exit_code)
             if stops.count or outcomes[-1].exit_code == ExitCode.DONE or (run.directory / STOP).exists():
                 break
             reason = reason_to_stop(outcomes)

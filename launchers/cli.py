@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from launchers.runs import LaunchError
 USAGE = """\
 ./launch.sh [-n N] [--seed S] [--run NAME] FILE.sub [key=value ...]
        ./launch.sh status [RUN] [--json] | logs RUN [-f] | cancel RUN
-       ./launch.sh extend RUN -n N | preflight FILE.sub"""
+       ./launch.sh extend RUN -n N | compare RUN RUN ... | preflight FILE.sub
+       ./launch.sh sweep FILE.sub key=a,b ... | ./launch.sh pipeline.yaml"""
 
 ABOUT = """\
 Launches a run as a chain of N consecutive jobs ("links"); each goes on exactly
@@ -26,12 +28,16 @@ commands:
   logs RUN [-f]        what its newest link printed; -f goes on
   cancel RUN           stop it for good: running links save first
   extend RUN -n N      N more links, also after cancel
-  preflight FILE.sub   check packages, disk, config before a launch
+  compare RUN RUN ...  runs side by side, or all of a sweep: table and picture
+  sweep FILE.sub k=a,b one run for every combination of the values
+  preflight FILE.sub   check environment, paths, disk, nodes before a launch
+  completion SHELL     print a script that completes all this (bash, zsh)
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run a command; its exit code."""
+    os.umask(0o077)  # runs are their owner's
     words = list(arguments)
     try:
         if words and words[0] in _COMMANDS:
@@ -49,7 +55,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _launch(words: list[str]) -> int:
-    from launchers.launch import Wish, add_arguments, launch
+    from launchers.launch import launch
+    from launchers.wish import Wish, add_arguments
 
     parser = argparse.ArgumentParser(
         "./launch.sh", usage=USAGE, description=ABOUT, epilog=COMMANDS, formatter_class=argparse.RawTextHelpFormatter
@@ -59,10 +66,14 @@ def _launch(words: list[str]) -> int:
         parser.print_help()
         return int(ExitCode.CONFIG)
     typed = parser.parse_intermixed_args(words)
+    if typed.sub.suffix in (".yaml", ".yml"):
+        from launchers.pipeline import launch_pipeline
+
+        return launch_pipeline(Wish(**vars(typed)))
     if typed.sub.suffix != ".sub":
         near = difflib.get_close_matches(str(typed.sub), _COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise LaunchError(f"{typed.sub}: neither a command nor a .sub file{hint}")
+        raise LaunchError(f"{typed.sub}: neither a command nor a .sub or pipeline .yaml file{hint}")
     return launch(Wish(**vars(typed)))
 
 
@@ -96,21 +107,52 @@ def _cancel(words: list[str]) -> int:
     from launchers.cancel import cancel
 
     parser = argparse.ArgumentParser("./launch.sh cancel")
-    parser.add_argument("run")
+    parser.add_argument("run", help="a run, or a sweep with all its runs")
     cancel(parser.parse_args(words).run)
     return int(ExitCode.DONE)
 
 
 def _extend(words: list[str]) -> int:
     from launchers.launch import extend
+    from launchers.wish import positive
 
     parser = argparse.ArgumentParser("./launch.sh extend")
     parser.add_argument("run")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("-n", dest="num_links", type=int, required=True, help="how many more links")
+    parser.add_argument("-n", dest="num_links", type=positive, required=True, help="how many more links")
     parser.add_argument("--cluster", choices=["slurm", "local", "debug"])
-    typed = parser.parse_intermixed_args(words)
-    return extend(typed.run, num_links=typed.num_links, overrides=typed.overrides, cluster=typed.cluster)
+    parser.add_argument("--live", dest="is_live", action="store_true", help="run the checkout itself")
+    typed = vars(parser.parse_intermixed_args(words))
+    return extend(typed.pop("run"), **typed)
+
+
+def _compare(words: list[str]) -> int:
+    from launchers.compare import compare
+
+    parser = argparse.ArgumentParser("./launch.sh compare")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="a run, or a sweep with all its runs")
+    parser.add_argument("--picture", type=Path, metavar="FILE.png", help="where the curves go (default: with the runs)")
+    parser.add_argument("--json", dest="as_json", action="store_true", help="for programs")
+    typed = parser.parse_args(words)
+    return compare(typed.runs, picture=typed.picture, as_json=typed.as_json)
+
+
+def _sweep(words: list[str]) -> int:
+    from launchers.sweep import sweep
+    from launchers.wish import Wish, add_arguments
+
+    parser = argparse.ArgumentParser("./launch.sh sweep", description="One run for every combination of the values.")
+    add_arguments(parser)
+    return sweep(Wish(**vars(parser.parse_intermixed_args(words))))
+
+
+def _completion(words: list[str]) -> int:
+    from launchers.completion import completion_script
+
+    parser = argparse.ArgumentParser("./launch.sh completion")
+    parser.add_argument("shell", choices=["bash", "zsh"])
+    print(completion_script(parser.parse_args(words).shell))
+    return int(ExitCode.DONE)
 
 
 def _preflight(words: list[str]) -> int:
@@ -119,8 +161,12 @@ def _preflight(words: list[str]) -> int:
     parser = argparse.ArgumentParser("./launch.sh preflight")
     parser.add_argument("sub", metavar="FILE.sub", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    typed = parser.parse_args(words)
-    return preflight(typed.sub, overrides=typed.overrides)
+    parser.add_argument("--here", dest="only_here", action="store_true", help="leave the nodes out")
+    parser.add_argument(
+        "--wait", dest="wait_s", type=float, default=60.0, metavar="S", help="seconds in the queue (60)"
+    )
+    typed = parser.parse_intermixed_args(words)
+    return preflight(typed.sub, overrides=typed.overrides, only_here=typed.only_here, wait_s=typed.wait_s)
 
 
 _COMMANDS = {
@@ -128,5 +174,9 @@ _COMMANDS = {
     "logs": _logs,
     "cancel": _cancel,
     "extend": _extend,
+    "compare": _compare,
+    "sweep": _sweep,
     "preflight": _preflight,
+    "completion": _completion,
 }
+COMMAND_NAMES = tuple(_COMMANDS)

@@ -20,6 +20,10 @@ class Requirement(NamedTuple):
     name: str
     bounds: list[tuple[str, tuple[int, ...]]]
 
+    @property
+    def range(self) -> str:
+        return ",".join(operator + ".".join(map(str, bound)) for operator, bound in self.bounds)
+
     def accepts(self, version: str) -> bool:
         """Whether a version is inside the bounds; a local part such as `+cpu` does not count."""
         found = release(version)
@@ -71,8 +75,7 @@ def missing(*extras: str) -> list[str]:
             problems.append(requirement.name)
             continue
         if not requirement.accepts(version):
-            wanted = ",".join(op + ".".join(map(str, bound)) for op, bound in requirement.bounds)
-            problems.append(f"{requirement.name} {version} ({wanted} is needed)")
+            problems.append(f"{requirement.name} {version} ({requirement.range} is needed)")
     return problems
 
 

@@ -122,7 +122,15 @@ def read_header(path: Path) -> Header:
     options: dict[str, str] = {}
     lines: dict[str, int] = {}
     problems: list[str] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        raise HeaderError([f"{path}:1: not a text in UTF-8"]) from None
+    if "\r\n" in text:
+        problems.append(f"{path}:1: its lines end as on Windows, which sbatch and bash refuse; mend it with: dos2unix")
+    if not text.startswith("#!"):
+        problems.append(f"{path}:1: expected `#!/bin/bash`: sbatch takes no script without")
+    for number, line in enumerate(text.splitlines(), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
             break  # the first command ends the header
         if not line.startswith("#SBATCH"):

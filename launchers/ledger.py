@@ -4,7 +4,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +25,7 @@ from core.runfiles import (
 )
 
 STALE_HEARTBEAT_S = 90.0
-TAIL_BYTES = 65536
+TAIL_BYTES = 8192  # a dozen records
 
 
 @dataclass
@@ -57,19 +57,37 @@ class Link:
     @property
     def outcome(self) -> str:
         """Why it ended, in words; empty while it has not."""
-        if not self.ended:
-            return ""
-        words = describe_exit(self.exit_code)
-        reason = self.ended.get("reason")
-        return f"{words}: {reason}" if reason and reason != words else words
+        return end_in_words(self.ended)
+
+    @property
+    def has_run(self) -> bool:
+        """False where it ended in the queue: cancelled, or its turn had not come."""
+        return bool(self.ended.get("ran", True))
+
+    @property
+    def is_on_slurm(self) -> bool:
+        return self.submitted.get("cluster") == "slurm"
 
     @property
     def wall_s(self) -> float | None:
-        """From start to end, by the ledger's clock."""
+        """From the start of its processes to the end, as they measured it; else by the ledger's clock."""
         if not (self.started and self.ended):
             return None
+        if "wall_s" in self.ended:
+            return float(self.ended["wall_s"])
         start, end = (datetime.fromisoformat(event["time"]) for event in (self.started, self.ended))
         return (end - start).total_seconds()
+
+
+def end_in_words(ended: Mapping[str, Any]) -> str:
+    """Why a link ended, from its last record; empty while there is none."""
+    if not ended:
+        return ""
+    code, reason = ended.get("exit_code"), ended.get("reason")
+    if code is None and reason:
+        return str(reason)
+    words = describe_exit(code)
+    return f"{words}: {reason}" if reason and reason != words else words
 
 
 def describe_exit(code: int | None) -> str:
@@ -96,10 +114,11 @@ def read_links(run: Path) -> list[Link]:
     return [links[number] for number in sorted(links)]
 
 
-def newest_step(run: Path) -> int:
+def newest_step(run: Path, links: Sequence[Link] | None = None) -> int:
     """The step from which the next link goes on: the newest complete checkpoint, or where a link ended as planned."""
     planned = (ExitCode.DONE, ExitCode.CONTINUE)
-    steps = [link.step or 0 for link in read_links(run) if link.exit_code in planned]
+    links = read_links(run) if links is None else links
+    steps = [link.step or 0 for link in links if link.exit_code in planned]
     for marker in run.glob(f"{CHECKPOINTS}/step_*/COMPLETE"):
         digits = marker.parent.name.removeprefix("step_")
         steps.append(int(digits) if digits.isdigit() else 0)
@@ -175,6 +194,9 @@ def state_of(run: Path, links: Sequence[Link], *, queue: dict[str, str]) -> str:
         return "starting"
     if waiting:
         return "queued"
-    if not links or not links[-1].ended:
+    ran = [link for link in links if link.started or (link.ended and link.has_run)]
+    if not ran:
+        return "not started" if links else "interrupted"
+    if not ran[-1].ended:
         return "interrupted"
-    return "paused" if links[-1].exit_code == ExitCode.CONTINUE else "failed"
+    return "paused" if ran[-1].exit_code == ExitCode.CONTINUE else "failed"

@@ -6,7 +6,7 @@ from pathlib import Path
 from launchers.ledger import Link, read_links, state_of
 from launchers.log_tail import LogTail
 from launchers.runs import LaunchError, find_run
-from launchers.status import slurm_queue
+from launchers.slurm_queue import active, read_queue
 
 POLL_S = 0.5
 IDLE_CHECKS = 10  # between two links a chain looks idle for a moment
@@ -38,7 +38,8 @@ def _open(run: Path, link: Link) -> LogTail:
 
 def _follow(run: Path, link: Link, tail: LogTail) -> None:
     """Print until the run is idle, going over to the next link when this one has ended."""
-    num_idle = 0
+    num_idle = num_polls = 0
+    queue: dict[str, str] = {}
     while num_idle < IDLE_CHECKS:
         tail.pump()
         links = read_links(run)
@@ -48,7 +49,9 @@ def _follow(run: Path, link: Link, tail: LogTail) -> None:
             tail.pump(last=True)
             link = later[0]
             tail = _open(run, link)
-        queue = slurm_queue(links) if num_idle % QUEUE_EVERY == 0 else {}
+        if num_polls % QUEUE_EVERY == 0:
+            queue = active(read_queue(links), links)
+        num_polls += 1
         state = state_of(run, links, queue=queue)
         if state == "done":
             break

@@ -1,44 +1,37 @@
 """`preflight`: would this .sub file work here? Checks that cost seconds, before a job that costs days."""
 
-import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from core.runfiles import ExitCode, runs_root
-from launchers.environment import ROOT, missing
+from core.runfiles import ExitCode
 from launchers.header import Header, HeaderError, read_header
-from launchers.machine import num_cores, slurm_answers, visible_gpus
-from launchers.tables import console, table
-
-CHECK_TIMEOUT_S = 60.0
-LEAST_FREE_GIB = 5.0
-
-Finding = tuple[str, bool, str]  # what, whether it is well, in words
+from launchers.machine import num_cores, slurm_answers
+from launchers.node_reports import Finding
+from launchers.preflight_here import config, device, disk, packages, python, script
+from launchers.tables import colored, console, table
 
 
-def preflight(sub: Path, *, overrides: list[str]) -> int:
-    """Print one row a check; 0 if all is well."""
+def preflight(sub: Path, *, overrides: list[str], only_here: bool, wait_s: float) -> int:
+    """Print one row a check; 0 if all is well. `wait_s`: how long SLURM may take to start the check of the nodes."""
     findings: list[Finding] = []
     header: Header | None = None
     try:
         header = read_header(sub)
-        findings.append(("header", True, f"{header.job_name}: {_resources(header)}"))
-    except FileNotFoundError:
-        findings.append(("header", False, f"no such file: {sub}"))
+        findings.append(Finding("header", True, f"{header.job_name}: {_resources(header)}"))
+    except OSError as error:
+        findings.append(Finding("header", False, f"{sub}: {error.strerror}"))
     except HeaderError as error:
-        findings += [("header", False, problem) for problem in error.problems]
-    for check in (_python, _packages, _disk, _device, _cluster):
+        findings += [Finding("header", False, problem) for problem in error.problems]
+    for check in (python, packages, disk, device):
         findings += check()
     if header is not None:
-        findings += _config(header, overrides)
+        findings += [*script(header), *config(header, overrides), *_cluster(header, only_here=only_here, wait_s=wait_s)]
     shown = table("check", "", "finding")
     for what, is_well, words in findings:
-        shown.add_row(what, "[green]ok[/]" if is_well else "[red]NO[/]", words.replace("[", "\\["))
+        shown.add_row(what, colored("ok", "green") if is_well else colored("NO", "red"), words.replace("[", "\\["))
     console().print(shown)
-    return int(ExitCode.DONE if all(is_well for _, is_well, _ in findings) else ExitCode.CONFIG)
+    return int(ExitCode.DONE if all(finding.is_well for finding in findings) else ExitCode.CONFIG)
 
 
 def _resources(header: Header) -> str:
@@ -47,72 +40,16 @@ def _resources(header: Header) -> str:
     return f"{header.num_nodes} x {header.tasks_per_node} ranks{gpus}, time {limit}"
 
 
-def _python() -> Iterator[Finding]:
-    yield "python", True, f"{sys.version.split()[0]} in {sys.prefix}"
-
-
-def _packages() -> Iterator[Finding]:
-    lacking = missing()
-    yield "packages", not lacking, ", ".join(lacking) if lacking else "all there, in the ranges of pyproject.toml"
-
-
-def _disk() -> Iterator[Finding]:
-    root = runs_root()
-    nearest = next(path for path in (root, *root.parents) if path.exists())
-    free_gib = shutil.disk_usage(nearest).free / 2**30
-    yield "runs", os.access(nearest, os.W_OK), f"{root}{'' if root == nearest else ' (will be made)'}"
-    yield "disk", free_gib >= LEAST_FREE_GIB, f"{free_gib:.0f} GiB free (at least {LEAST_FREE_GIB:.0f} wanted)"
-
-
-def _device() -> Iterator[Finding]:
-    """What torch sees, asked in a process of its own: the launcher never imports it."""
-    program = "import torch; print(torch.__version__, torch.cuda.device_count())"
-    answer = _run([sys.executable, "-c", program])
-    if answer.returncode != 0:
-        yield "torch", False, _last_line(answer)
+def _cluster(header: Header, *, only_here: bool, wait_s: float) -> Iterator[Finding]:
+    """Where links would run, and what is to be found there."""
+    is_slurm = slurm_answers()
+    words = "SLURM answers" if is_slurm else f"no SLURM answers: links would run here, on {num_cores()} cores"
+    yield Finding("cluster", True, words)
+    if only_here:
+        yield Finding("nodes", True, "left out, as asked")
         return
-    version, count = answer.stdout.split()
-    driver = len(visible_gpus())
-    words = f"{version} sees {count} GPUs"
-    if driver and count == "0":
-        words += f", the driver has {driver}: this is a CPU build (rm -rf .venv and start again)"
-    yield "torch", count != "0" or not driver, words
+    from launchers.node_check import check_nodes
 
-
-def _cluster() -> Iterator[Finding]:
-    if slurm_answers():
-        yield "cluster", True, "SLURM answers"
-    else:
-        yield "cluster", True, f"no SLURM answers: links would run here, on {num_cores()} cores"
-
-
-def _config(header: Header, overrides: list[str]) -> Iterator[Finding]:
-    """The .sub's own command with `--check`: it prints the resolved config and exits before it loads anything."""
-    syntax = _run(["bash", "-n", str(header.path)])
-    if syntax.returncode != 0:
-        yield "script", False, _last_line(syntax)
-        return
-    if "python -m recipes." not in header.path.read_text(encoding="utf-8"):
-        yield "config", True, "not checked: the file runs no recipe"
-        return
-    here = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    here["BATON_LOCAL_TASKS"] = "1"
-    arguments = [f"run.name={header.job_name}", "--check", *overrides]
-    answer = _run(["bash", str(header.path.absolute()), *arguments], env=here)
-    if answer.returncode == 0:
-        yield "config", True, "resolved without a mistake"
-        return
-    for line in (answer.stderr.strip() or f"exit code {answer.returncode}").splitlines()[-20:]:
-        yield "config", False, line
-
-
-def _run(command: list[str], *, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=CHECK_TIMEOUT_S, cwd=ROOT, env=env)
-    except subprocess.TimeoutExpired:
-        return subprocess.CompletedProcess(command, 1, "", f"no answer in {CHECK_TIMEOUT_S:.0f} s")
-
-
-def _last_line(answer: "subprocess.CompletedProcess[str]") -> str:
-    lines = answer.stderr.strip().splitlines()
-    return lines[-1] if lines else f"exit code {answer.returncode}"
+    if is_slurm:
+        print(f"checking the nodes with a short job (at most {wait_s:.0f} s in the queue) ...", file=sys.stderr)
+    yield from check_nodes(header, cluster="slurm" if is_slurm else "local", wait_s=wait_s)

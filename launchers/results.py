@@ -2,14 +2,15 @@
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from core.runfiles import PICTURE, REPORT, SCORES
-from launchers.ledger import latest_metrics, newest_step, read_links
+from launchers.ledger import Link, latest_metrics, newest_step, read_links
 from launchers.tables import console, duration, table
 
-SCORE = re.compile(r"(?P<split>[^/]+)/(?P<metric>wer|cer)_(?P<decoding>.+)")
+SCORE = re.compile(r"(?P<split>[^/]+)/(?P<metric>wer|cer)_(?P<decoding>.+?)(?P<bound>_low|_high)?")
 
 
 def read_scores(run: Path) -> dict[str, float]:
@@ -21,13 +22,12 @@ def read_scores(run: Path) -> dict[str, float]:
     return {name: value for name, value in scores.items() if isinstance(value, int | float)}
 
 
-def summary(run: Path) -> dict[str, Any]:
+def summary(run: Path, links: Sequence[Link], metrics: Mapping[str, Any], *, resume_step: int) -> dict[str, Any]:
     """What a program may want to know of a run's result."""
-    links = read_links(run)
     walls = [link.wall_s for link in links if link.wall_s is not None]
     return {
         "run": run.name,
-        "step": max(newest_step(run), int(latest_metrics(run).get("step", 0))),
+        "step": max(resume_step, int(metrics.get("step", 0))),
         "links": len(links),
         "seeds": [link.seed for link in links],
         "time_s": sum(walls),
@@ -39,7 +39,8 @@ def summary(run: Path) -> dict[str, Any]:
 
 def print_results(run: Path) -> None:
     """Error rates by split and decoding, every other score, and what the run took."""
-    facts = summary(run)
+    links = read_links(run)
+    facts = summary(run, links, latest_metrics(run), resume_step=newest_step(run, links))
     scores: dict[str, float] = facts["scores"]
     out = console()
     plural = "" if facts["links"] == 1 else "s"
@@ -48,11 +49,12 @@ def print_results(run: Path) -> None:
     rates = table("split", "decoding", "WER %", "CER %", "words")
     for split, decoding in dict.fromkeys((match["split"], match["decoding"]) for match in found.values()):
         words = scores.get(f"{split}/words")
-        cells = [_percent(scores.get(f"{split}/{metric}_{decoding}")) for metric in ("wer", "cer")]
+        cells = [_percent(scores, f"{split}/{metric}_{decoding}") for metric in ("wer", "cer")]
         rates.add_row(split, decoding, *cells, "" if words is None else f"{words:,.0f}")
     if found:
         out.print(rates)
-    others = [name for name in scores if name not in found and not (name.endswith("/words") and found)]
+    told = {"step", *(f"{match['split']}/words" for match in found.values())}  # elsewhere in these tables
+    others = [name for name in scores if name not in found and name not in told]
     if others:
         rest = table("score", "value")
         for name in others:
@@ -66,5 +68,10 @@ def print_results(run: Path) -> None:
         out.print(f"see {file}", soft_wrap=True)
 
 
-def _percent(rate: float | None) -> str:
-    return "" if rate is None else f"{100 * rate:.2f}"
+def _percent(scores: Mapping[str, float], name: str) -> str:
+    """With the 95 % interval where there is one: 42.3 (32.8 to 51.0)."""
+    if name not in scores:
+        return ""
+    bounds = [scores.get(f"{name}_{bound}") for bound in ("low", "high")]
+    interval = " to ".join(f"{100 * bound:.1f}" for bound in bounds if bound is not None)
+    return f"{100 * scores[name]:.1f} ({interval})" if interval else f"{100 * scores[name]:.1f}"

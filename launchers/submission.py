@@ -5,8 +5,10 @@ ever becomes shell text. It runs through `subprocess.run`, so that its output go
 """
 
 import os
+import shlex
 import subprocess
 import sys
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,13 +16,15 @@ from typing import Any, Literal
 
 from submitit.local.debug import DebugExecutor, DebugJob
 from submitit.local.local import LocalExecutor, LocalJob
-from submitit.slurm.slurm import SlurmExecutor, _make_sbatch_string
+from submitit.slurm.slurm import SlurmExecutor, SlurmJob, _make_sbatch_string
 
 from core.runfiles import ENV_LINK, ENV_LINK_SEED, ENV_RUNS, LOGS
 from launchers.environment import ROOT
 from launchers.header import Header
 from launchers.machine import num_cores, visible_gpus
 from launchers.seeds import link_seed
+from launchers.slurm_commands import submit
+from launchers.slurm_link import ENV_GATE
 
 ENV_LOCAL_TASKS = "BATON_LOCAL_TASKS"
 Cluster = Literal["slurm", "local", "debug"]
@@ -35,6 +39,8 @@ class Run:
     overrides: list[str]  # key=value
     seed_base: int | str  # the run's seed, or its name where the recipe keeps its own default
     cluster: Cluster
+    code: Path = ROOT  # where links run: a snapshot, or the checkout itself
+    gate: str | None = None  # the run that must be done before this one begins
 
     def seed(self, link: int) -> int:
         return link_seed(self.seed_base, link)
@@ -50,17 +56,44 @@ class Run:
             ENV_LINK_SEED: str(self.seed(link)),
         }
         if self.cluster != "slurm":
+            environment["PYTHONPATH"] = self.python_path
             environment[ENV_LOCAL_TASKS] = str(local_tasks(self.header)[0])
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(visible_gpus()[: self.header.gpus_per_node])
+        if self.cluster == "slurm" and self.gate is not None:
+            environment[ENV_GATE] = self.gate
         settings = [f"{name}={value}" for name, value in environment.items()]
-        return ["env", *settings, "bash", str(self.header.path), *self.arguments()]
+        start = ["bash", str(self.script), *self.arguments()]
+        if self.cluster == "slurm":
+            start = [sys.executable, "-P", "-m", "launchers.slurm_link", self.directory.name, *start]
+        return ["env", *settings, *start]
+
+    @property
+    def script(self) -> Path:
+        """The .sub file that is run: of the snapshot, so that a later change of the original does not matter."""
+        path = self.header.path
+        if self.code == ROOT:
+            return path
+        return self.code / path.relative_to(ROOT) if path.is_relative_to(ROOT) else self.directory / LOGS / path.name
+
+    @property
+    def python_path(self) -> str:
+        """The code first, and nothing of the checkout where that is a copy."""
+        given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        return os.pathsep.join([str(self.code), *(path for path in given if path and Path(path) != ROOT)])
 
     def log_folder(self, link: int) -> Path:
         return self.directory / LOGS / f"link_{link}"
 
     def call(self, link: int) -> tuple[Any, dict[str, Any]]:
-        """Arguments for an executor's `submit`. SLURM should see a failure; elsewhere the exit code comes back."""
-        return (subprocess.run, self.command(link)), {"cwd": str(ROOT), "check": self.cluster == "slurm"}
+        """Arguments for an executor's `submit`. SLURM should see the exit code; elsewhere it comes back as a result."""
+        start = run_and_exit if self.cluster == "slurm" else subprocess.run
+        return (start, self.command(link)), {"cwd": str(self.code)}
+
+
+def run_and_exit(command: list[str], *, cwd: str) -> None:
+    """Run a command and leave with its exit code (as a shell says it); no traceback in the log for a planned stop."""
+    code = subprocess.run(command, cwd=cwd).returncode
+    raise SystemExit(128 - code if code < 0 else code)
 
 
 def local_tasks(header: Header) -> tuple[int, str]:
@@ -105,10 +138,25 @@ class DetachedLocalExecutor(LocalExecutor):
 
 
 class BatchExecutor(SlurmExecutor):
-    """submitit's SLURM executor for a job that is one script, however many tasks its own `srun` starts."""
+    """submitit's SLURM executor for a job that is one script, however many tasks its own `srun` starts.
+
+    sbatch is asked by `slurm_commands`: it may hang, and its refusal is to be read as it was written.
+    """
 
     def _num_tasks(self) -> int:
         return 1
+
+    def _submit_command(self, command: str) -> SlurmJob[Any]:
+        number = uuid.uuid4().hex
+        script = self.folder / f"submission_file_{number}.sh"
+        script.write_text(self._make_submission_file_text(command, number))
+        try:
+            job = SlurmJob(folder=self.folder, job_id=submit(script), tasks=[0])
+        except BaseException:
+            script.unlink()
+            raise
+        job.paths.move_temporary_file(script, "submission_file", keep_as_symlink=True)
+        return job
 
 
 def slurm_parameters(run: Run, link: int, *, after: str | None) -> dict[str, Any]:
@@ -124,6 +172,10 @@ def slurm_parameters(run: Run, link: int, *, after: str | None) -> dict[str, Any
     return {
         "use_srun": False,
         "stderr_to_stdout": True,
+        "setup": [
+            "trap : TERM USR1 USR2",  # a shell that dies of its signal takes the job with it, saving or not
+            f"export PYTHONPATH={shlex.quote(run.python_path)}",
+        ],
         # submitit's own defaults for these would stand where the header says nothing
         "nodes": None,
         "time": None,
@@ -134,7 +186,7 @@ def slurm_parameters(run: Run, link: int, *, after: str | None) -> dict[str, Any
 
 def submission_text(run: Run, link: int, *, after: str | None) -> str:
     """The batch script that submitit hands to sbatch for a link, and below it what that script runs."""
-    worker = f"{sys.executable} -u -m submitit.core._submit {run.log_folder(link)}"
+    worker = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(run.log_folder(link)))}"
     text = _make_sbatch_string(worker, run.log_folder(link), **slurm_parameters(run, link, after=after))
     return f"{text}# which runs\n# {run.command(link)}\n"
 

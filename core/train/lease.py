@@ -61,13 +61,13 @@ class Lease:
         """Let the next job in at once."""
         self._ended.set()
         self._thread.join()
-        if self.is_held:
-            with suppress(OSError):  # then the next job sees that this process is gone
+        with suppress(OSError), _guarded(self._path.parent):  # else the next job sees that this process is gone
+            if self.is_held:
                 write_json(self._path, {**self._record, "seen": now(), "heartbeat": 0.0})
 
     def _keep(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
-            with suppress(OSError):  # a full disk may have room again at the next beat
+            with suppress(OSError), _guarded(self._path.parent):  # a full disk may have room again at the next beat
                 if not self.is_held:
                     return
                 self._beat()

@@ -68,6 +68,9 @@ class Link:
     def end(self, code: ExitCode, reason: str, *, step: int | None = None) -> ExitCode:
         """Ledger, report, marker, lease: in this order, so that DONE is never there without what it promises.
 
+        Where the run is to go on, the lease is released before the report: a job that is told to leave may be killed
+        while it draws, and the next link need not wait.
+
         `step`: the last one done; None where the link failed in the one that is at work. On the rank that holds the
         lease, or the one that speaks for all when they hang. What cannot be written makes a good end a bad one.
         """
@@ -86,6 +89,8 @@ class Link:
         }
         try:
             record_link(self._directory, event="ended", link=self.number, **facts)
+            if code == ExitCode.CONTINUE and self._lease is not None:
+                self._lease.release()
             if code in (ExitCode.DONE, ExitCode.CONTINUE):
                 self._write_report()
             if code == ExitCode.DONE:

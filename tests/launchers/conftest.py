@@ -1,10 +1,11 @@
 """A place for runs, .sub files for the fake recipe, and the launcher as a process of its own."""
 
+import json
 import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def launcher(runs: Path) -> Launcher:
     """Run ./launch.sh's program with some words."""
 
     def run(*words: str | Path) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(launcher_command(*words), capture_output=True, text=True, timeout=60)
+        return subprocess.run(launcher_command(*words), capture_output=True, text=True, timeout=300)
 
     return run
 
@@ -74,3 +75,53 @@ def write_tool(path: Path, text: str) -> Path:
     path.write_text(f"#!/bin/bash\n{text}\n")
     path.chmod(0o755)
     return path
+
+
+class FakeCluster:
+    """SLURM's commands as shell programs that log their arguments: for refusals, hangs and what must not be asked.
+
+    What SLURM really does with a chain is tested in tests/slurm.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir()
+        self.answers("scontrol", "[ $1 = ping ] && echo 'Slurmctld(primary) at head is UP'")
+        self.answers("sbatch", 'echo "Submitted batch job $((100 + $(wc -l < "$0.log")))"')
+        self.answers("squeue", "")
+        self.answers("scancel", "")
+        self.answers("srun", "")
+
+    def answers(self, name: str, text: str) -> None:
+        """Let a command do this from now on."""
+        write_tool(self.folder / name, f'printf "%s\\n" "$*" >> "$0.log"\n{text}')
+
+    def calls(self, name: str) -> list[str]:
+        """The arguments of each call of a command so far."""
+        log = self.folder / f"{name}.log"
+        return log.read_text().splitlines() if log.exists() else []
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
+    """A SLURM that takes every job and runs none."""
+    made = FakeCluster(tmp_path / "slurm commands")
+    monkeypatch.setenv("PATH", f"{made.folder}:/usr/bin:/bin")
+    monkeypatch.setattr("launchers.slurm_commands.PAUSE_S", 0.01)
+    return made
+
+
+def write_ledger(run: Path, *records: Mapping[str, object]) -> Path:
+    """A run directory with these events; what does not matter is filled in."""
+    run.mkdir(parents=True, exist_ok=True)
+    token = 0
+    with (run / "chain.jsonl").open("a") as ledger:
+        for number, record in enumerate(records):
+            filled: dict[str, object] = {"time": f"2026-01-01T00:{number:02d}:00Z"}
+            if record["event"] == "submitted":
+                filled |= {"cluster": "slurm", "seed": 5, "argv": ["x.sub", f"run.name={run.name}"], "first_link": 1}
+            if record["event"] == "started":
+                token += 1
+                filled |= {"host": "n1", "pid": 1, "token": token}
+            ledger.write(json.dumps({**filled, **record}) + "\n")
+    return run

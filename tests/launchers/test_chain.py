@@ -41,15 +41,18 @@ def test_two_links_finish_a_run_and_a_third_launch_does_nothing(launcher: Launch
     assert {"commit", "dirty", "job_id", "time"} <= links[0].submitted.keys()
     assert "\u0448\u0430\u0433 $(touch pwned); 'x'" in first.stdout, "the job's own output is shown as it is"
     assert not list(runs.parent.rglob("pwned"))
-    for words in ("step 10", "31.00", "10.00", "512", "test/loss", "1.25", "report.html", str(link_seed(7, 2))):
+    for words in ("step 10", "31.0", "10.0", "512", "test/loss", "1.25", "report.html", str(link_seed(7, 2))):
         assert words in first.stdout
     assert max(map(len, first.stdout.splitlines())) < 400
+
+    modes = {path.stat().st_mode & 0o077 for path in (runs / "fake").rglob("*")} | {runs.stat().st_mode & 0o077}
+    assert modes == {0}, "runs are their owner's"
 
     before = (runs / "fake" / "chain.jsonl").read_bytes()
     again = launcher("-n", 2, sub)
     assert again.returncode == 0
     assert "done: nothing to do" in again.stdout
-    assert "31.00" in again.stdout
+    assert "31.0" in again.stdout
     assert (runs / "fake" / "chain.jsonl").read_bytes() == before
 
 
@@ -137,13 +140,13 @@ def test_a_third_ctrl_c_kills(runs: Path, tmp_path: Path) -> None:
 
 
 def test_the_time_limit_is_kept(launcher: Launcher, runs: Path, tmp_path: Path) -> None:
-    header = "#SBATCH --job-name=fake\n#SBATCH --time=0:02\n"
+    header = "#SBATCH --job-name=fake\n#SBATCH --time=0:06\n"
     sub = write_sub(tmp_path / "short.sub", header=header)
     chain = launcher("-n1", sub, "fake.step_s=0.1", "fake.steps_per_link=1000", "fake.total=2000")
-    assert "--time=0:02 is nearly over" in chain.stdout
+    assert "--time=0:06 is nearly over" in chain.stdout
     (link,) = read_links(runs / "fake")
     assert link.exit_code == 75
-    assert 5 <= link.step <= 25
+    assert 1 <= link.step <= 65
 
 
 def test_one_launcher_at_a_time(launcher: Launcher, runs: Path, sub: Path) -> None:

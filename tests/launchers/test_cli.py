@@ -78,7 +78,9 @@ def test_status_of_all_runs_and_of_one(launcher: Launcher, runs: Path) -> None:
     (runs / "no-run").mkdir()
     everything = launcher("status")
     assert everything.returncode == 0
-    assert [line.split()[:2] for line in everything.stdout.splitlines() if " 2 " in line] == [["a", "failed"]]
+    heading, _, *rows = [line.split() for line in everything.stdout.splitlines()]
+    assert heading == ["run", "state", "step", "loss", "links", "ETA"]
+    assert rows == [["a", "failed", "65", "3.5", "2"], ["b", "done", "0", "0"]]
     assert "no-run" not in everything.stdout
     assert "3.5" in everything.stdout
 
@@ -120,7 +122,7 @@ def test_states(launcher: Launcher, runs: Path) -> None:
     [
         (["stauts"], "did you mean status?"),
         (["nothing.sub"], "no such file: nothing.sub"),
-        (["train.py"], "neither a command nor a .sub file"),
+        (["train.py"], "neither a command nor a .sub or pipeline .yaml file"),
         (["status", "lmu_dmeo"], "did you mean lmu_demo?"),
         (["logs", "lmu"], "did you mean lmu_demo?"),
         (["cancel", "../x"], "only letters, digits"),

@@ -107,3 +107,17 @@ def test_all_mistakes_at_once_with_their_lines(tmp_path: Path) -> None:
 def test_job_names_that_could_do_harm_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(HeaderError, match="only letters, digits"):
         read_header(write(tmp_path / "a.sub", f"#SBATCH --job-name='{name}'"))
+
+
+def test_files_that_sbatch_would_not_take(tmp_path: Path) -> None:
+    path = tmp_path / "windows.sub"
+    path.write_bytes(b"#SBATCH --job-name=x\r\necho work\r\n")
+    with pytest.raises(HeaderError) as caught:
+        read_header(path)
+    assert caught.value.problems == [
+        f"{path}:1: its lines end as on Windows, which sbatch and bash refuse; mend it with: dos2unix",
+        f"{path}:1: expected `#!/bin/bash`: sbatch takes no script without",
+    ]
+    path.write_bytes(b"#!/bin/bash\n\xff\xfe")
+    with pytest.raises(HeaderError, match="not a text in UTF-8"):
+        read_header(path)

@@ -30,19 +30,25 @@ GOLDEN = """\
 #SBATCH --signal=USR1@300
 #SBATCH --time=04:00:00
 
+# setup
+trap : TERM USR1 USR2
+export PYTHONPATH=@CODE@:/elsewhere
+
 # command
 export SUBMITIT_EXECUTOR=slurm
 @PYTHON@ -u -m submitit.core._submit @RUNS@/my-run/logs/link_3
 # which runs
-# ['env', 'BATON_RUNS=@RUNS@', 'BATON_LINK=3', 'BATON_LINK_SEED=@SEED@', 'bash', '@SUB@', @REST@]
+# ['env', 'BATON_RUNS=@RUNS@', 'BATON_LINK=3', 'BATON_LINK_SEED=@SEED@', @START@, 'bash', '@SUB@', @REST@]
 """
 
 
-def test_golden_text_of_a_link_on_slurm(tmp_path: Path) -> None:
-    sub = ROOT / "recipes/lmu_gigaspeech/job_2gpu.sub"
-    run = Run(tmp_path / "my-run", read_header(sub), ["a.b=$(x) y"], seed_base=9, cluster="slurm")
+def test_golden_text_of_a_link_on_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:/elsewhere")
+    sub, code = "recipes/lmu_gigaspeech/job_2gpu.sub", tmp_path / ".code" / "ab12"
+    run = Run(tmp_path / "my-run", read_header(ROOT / sub), ["a.b=$(x) y"], seed_base=9, cluster="slurm", code=code)
     text = submission_text(run, 3, after="41")
-    words = {"RUNS": str(tmp_path), "PYTHON": sys.executable, "SUB": str(sub), "SEED": str(link_seed(9, 3))}
+    words = {"RUNS": str(tmp_path), "PYTHON": sys.executable, "SUB": str(code / sub), "SEED": str(link_seed(9, 3))}
+    words |= {"CODE": str(code), "START": f"'{sys.executable}', '-P', '-m', 'launchers.slurm_link', 'my-run'"}
     words["REST"] = "'run.name=my-run', 'a.b=$(x) y'"
     golden = GOLDEN
     for word, value in words.items():

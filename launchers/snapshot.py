@@ -1,0 +1,141 @@
+"""The code that a chain runs: a copy, so that editing the checkout does not change the links to come.
+
+    runs/.code/3f9a0c41b2d7/     everything tracked by git, and what is new in it and looks like code, copied;
+                                 what git ignores (.venv, data/, runs/) and other new files, as links to the checkout
+
+Copies with the same content are one copy. A link starts in it, so relative paths mean what they mean in the checkout.
+"""
+
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from core.runfiles import fsync_directory
+
+FOLDER = ".code"
+GIT_TIMEOUT_S = 60.0
+CODE = (".py", ".sub", ".sh", ".yaml", ".yml")
+SITE = "slurm/cluster.sh"  # ignored by git, but read by every link
+LEFT_OUT = frozenset((".git", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"))
+
+
+class Contents(NamedTuple):
+    """Paths of the checkout, relative to its root."""
+
+    copied: list[str]
+    linked: list[str]
+    new: list[str]  # among the copied: not tracked by git
+
+
+class Snapshot(NamedTuple):
+    """`root` takes the place of the checkout."""
+
+    root: Path
+    new: list[str]  # files that are in it although git does not track them
+
+
+def take_snapshot(checkout: Path, runs: Path, *, is_dry: bool = False) -> Snapshot:
+    """Copy the checkout as it is now, or find the copy that equals it. `is_dry`: only say where it would be."""
+    contents = _contents(checkout)
+    digest = hashlib.sha256()
+    for name in contents.copied:
+        digest.update(f"{name}\0{os.access(checkout / name, os.X_OK)}\0".encode())
+        digest.update(hashlib.sha256((checkout / name).read_bytes()).digest())
+    digest.update("\n".join([str(checkout), *contents.linked]).encode())
+    root = runs / FOLDER / digest.hexdigest()[:12]
+    if not is_dry and not root.exists():
+        _fill(root, checkout, contents)
+    return Snapshot(root, contents.new)
+
+
+def _fill(root: Path, checkout: Path, contents: Contents) -> None:
+    """Make the copy beside its place and rename it, so that it is whole or not there."""
+    root.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
+    try:
+        for name in contents.copied:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(checkout / name, temporary / name)
+        for name in contents.linked:
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            (temporary / name).symlink_to((checkout / name).resolve())
+        fsync_directory(temporary)
+        os.rename(temporary, root)
+    except OSError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not root.exists():  # another launcher may have been quicker
+            raise
+
+
+def _contents(checkout: Path) -> Contents:
+    tracked = _git(checkout, "ls-files", "-z")
+    if tracked is None:
+        return _contents_without_git(checkout)
+    others = _git(checkout, "ls-files", "-z", "--others", "--directory", "--no-empty-directory") or []
+    ignored = set(_git(checkout, "ls-files", "-z", "--others", "--ignored", "--exclude-standard", "--directory") or [])
+    new: list[str] = []
+    linked: list[str] = []
+    for name in others:
+        if _is_left_out(name):
+            continue
+        if name in ignored:
+            (new if name == SITE else linked).append(name.rstrip("/"))
+        elif name.endswith("/"):
+            _sort_folder(checkout, name, new, linked)
+        else:
+            (new if name.endswith(CODE) else linked).append(name)
+    copied = [name for name in tracked if (checkout / name).is_file()]
+    return Contents(sorted(copied + new), sorted(linked), sorted(name for name in new if name != SITE))
+
+
+def _sort_folder(checkout: Path, name: str, new: list[str], linked: list[str]) -> None:
+    """A folder that git does not know: a folder of code is copied file by file, any other is data and linked."""
+    files = _git(checkout, "ls-files", "-z", "--others", "--exclude-standard", "--", name) or []
+    code = [file for file in files if file.endswith(CODE)]
+    if not code:
+        linked.append(name.rstrip("/"))
+        return
+    new += code
+    linked += [file for file in files if not file.endswith(CODE)]
+
+
+def _contents_without_git(checkout: Path) -> Contents:
+    """An unpacked archive: folders with code are copied, everything else at the top is linked."""
+    copied: list[str] = []
+    linked: list[str] = []
+    for path in sorted(checkout.iterdir()):
+        if _is_left_out(path.name) or path.name.startswith("."):
+            if path.name == ".venv":
+                linked.append(path.name)
+        elif path.is_dir() and not path.is_symlink() and any(_files(path, CODE)) and path.name != "runs":
+            copied += [str(file.relative_to(checkout)) for file in _files(path, ("",))]
+        else:
+            (copied if path.is_file() else linked).append(path.name)
+    return Contents(sorted(copied), linked, [])
+
+
+def _files(folder: Path, endings: tuple[str, ...]) -> Iterator[Path]:
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not _is_left_out(name)]
+        yield from (Path(root, name) for name in names if name.endswith(endings))
+
+
+def _is_left_out(name: str) -> bool:
+    return bool(LEFT_OUT & set(Path(name).parts)) or name.endswith(".pyc")
+
+
+def _git(checkout: Path, *arguments: str) -> list[str] | None:
+    """Names that git prints; None where there is no git, or this is not the root of its work tree."""
+    command = ["git", "-C", str(checkout), *arguments]
+    if not (checkout / ".git").exists():
+        return None
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=GIT_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return [name for name in run.stdout.split("\0") if name] if run.returncode == 0 else None

@@ -1,0 +1,117 @@
+"""`status`: from run files alone, with one call of squeue at most, in words, and quick."""
+
+import json
+import os
+import resource
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from launchers.ledger import read_links
+from launchers.run_facts import facts_of, training_time_ratio
+from tests.launchers.conftest import FakeCluster, Launcher, launcher_command, write_ledger
+
+
+def chain(run: Path, first_job: int) -> Path:
+    """Link 1 has ended, link 2 is at work, links 3 and 4 wait."""
+    return write_ledger(
+        run,
+        *({"event": "submitted", "link": k, "job_id": str(first_job + k)} for k in (1, 2, 3, 4)),
+        {"event": "started", "link": 1, "step": 0},
+        {"event": "ended", "link": 1, "exit_code": 75, "reason": "signal USR1", "step": 50, "token": 1},
+        {"event": "started", "link": 2, "step": 50},
+    )
+
+
+def outcomes(run: Path) -> list[str]:
+    return [link["outcome"] for link in facts_of([run])[0]["link_table"]]
+
+
+def test_the_queue_in_words_by_one_call(cluster: FakeCluster, runs: Path) -> None:
+    cluster.answers(
+        "squeue",
+        "echo '2|RUNNING|n3|2026-01-01T00:01:00|None'\n"
+        "echo '3|PENDING||N/A|Dependency'\n"
+        "echo '4|PENDING||2026-01-02T10:30:00|QOSMaxJobsPerUserLimit'\n"
+        "echo '102|NODE_FAIL|n3|N/A|None'\n"
+        "echo '999|RUNNING|n1|N/A|None'",
+    )
+    one, other = facts_of([chain(runs / "one", 0), chain(runs / "other", 100)])
+    assert len(cluster.calls("squeue")) == 1
+    assert [link["outcome"] for link in one["link_table"]] == [
+        "stopped as planned, to be continued: signal USR1",
+        "running",
+        "waits for the link before",
+        "queued: QOSMaxJobsPerUserLimit, expected 2026-01-02 10:30",
+    ]
+    assert other["link_table"][1]["outcome"] == "SLURM lost its node"
+    assert one["state"] == "starting"
+    assert other["state"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    "squeue", ["exec sleep 60", "echo 'slurm_load_jobs error: no controller' >&2; exit 1", "echo x"]
+)
+def test_the_files_tell_where_slurm_is_silent(
+    cluster: FakeCluster, runs: Path, monkeypatch: pytest.MonkeyPatch, squeue: str
+) -> None:
+    monkeypatch.setattr("launchers.slurm_queue.TIMEOUT_S", 0.5)
+    cluster.answers("squeue", squeue)
+    run = chain(runs / "one", 0)
+    assert outcomes(run)[1:] == ["ended without a word: killed, or its node was lost", "not started", "not started"]
+    assert len(cluster.calls("squeue")) == 1
+    (run / "STOP").write_text("cancelled by me")
+    assert outcomes(run)[2] == "cancelled before it began"
+    (run / "DONE").touch()
+    assert outcomes(run)[2] == "not needed: the run was done"
+
+
+def test_squeue_is_not_asked_about_what_is_over(cluster: FakeCluster, launcher: Launcher, runs: Path) -> None:
+    run = write_ledger(
+        runs / "over",
+        {"event": "submitted", "link": 1, "job_id": "1"},
+        {"event": "started", "link": 1, "step": 0},
+        {"event": "ended", "link": 1, "exit_code": 1, "reason": "KeyError: 'x'", "step": 3, "token": 1},
+    )
+    assert "link 1: crashed (a bug): KeyError: 'x'" in launcher("status", run.name).stdout
+    assert cluster.calls("squeue") == []
+
+
+def test_a_thousand_runs_cost_about_a_second(runs: Path) -> None:
+    for number in range(1000):
+        run = chain(runs / f"run_{number:04d}", 10 * number)
+        record = {"phase": "train", "step": 60, "loss": 2.5, **{f"metric_{i}": 0.123456789 for i in range(16)}}
+        (run / "metrics.jsonl").write_text((json.dumps(record) + "\n") * 40)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    answer = subprocess.run(launcher_command("status"), capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert len(answer.stdout.splitlines()) == 1002
+    assert max(map(len, answer.stdout.splitlines())) <= 80
+    assert "\x1b" not in answer.stdout
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.5
+
+
+def test_colors_on_a_terminal_only(runs: Path) -> None:
+    chain(runs / "one", 0)
+    for environment, is_colored in (({}, True), ({"NO_COLOR": "1"}, False)):
+        command = ["script", "--quiet", "--return", "--command", " ".join(launcher_command("status")), "/dev/null"]
+        shown = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
+        assert ("\x1b[31minterrupted" in shown.stdout) == is_colored, shown.stdout
+
+
+def test_the_share_of_time_that_went_into_steps_that_count(runs: Path) -> None:
+    def ended(link: int, step: int | None, **facts: object) -> dict[str, object]:
+        return {"event": "ended", "link": link, "exit_code": 75, "step": step, "token": link, **facts}
+
+    run = write_ledger(
+        runs / "one",
+        {"event": "started", "link": 1, "step": 0},
+        ended(1, 100, train_s=90.0, wall_s=100.0),
+        {"event": "started", "link": 2, "step": 80},  # 20 of link 1's 100 steps are done again
+        ended(2, 180, train_s=95.0, wall_s=100.0),
+    )
+    links = read_links(run)
+    assert training_time_ratio(links) == pytest.approx((0.8 * 90 + 95) / 200)
+    assert training_time_ratio(links[1:]) == pytest.approx(0.95)
+    assert training_time_ratio([]) is None

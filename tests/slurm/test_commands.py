@@ -1,0 +1,55 @@
+"""Pipelines, sweeps and the preflight on a real SLURM."""
+
+from core.runfiles import DONE
+from tests.slurm.conftest import Slurm
+
+
+def test_a_pipeline_runs_to_its_end_through_a_time_limit(slurm: Slurm) -> None:
+    """The second of three stages is cut by its limit: the third waits for its DONE, whatever its links did."""
+    sub = slurm.sub()
+    sub.write_text(sub.read_text().replace("--signal=USR1@60", "--signal=B:USR1@60"))
+    slow = '["fake.step_s=0.2", "fake.steps_per_link=1000", "fake.total=200"]'
+    stages = ["{sub: fake.sub, name: first, links: 2}", f"{{sub: fake.sub, name: second, links: 2, settings: {slow}}}"]
+    stages.append('{sub: fake.sub, name: third, settings: ["fake.total=3", "fake.print={second}"]}')
+    (slurm.folder / "three.yaml").write_text("stages:\n" + "".join(f"  - {stage}\n" for stage in stages))
+    slurm.launch(slurm.folder / "three.yaml")
+    slurm.wait_for_starts(1, "three.second")
+    job = slurm.links("three.second")[0].job_id or ""
+    slurm.shorten(job, 2)
+    slurm.wait_until_over("three.third")
+    assert slurm.state(job) == "TIMEOUT"
+    assert [link.exit_code for link in slurm.links("three.second")] == [75, 0]
+    assert all((slurm.runs / f"three.{name}" / DONE).exists() for name in ("first", "second", "third"))
+    assert str(slurm.runs / "three.second") in slurm.log("three.third")
+
+
+def test_a_stage_does_not_begin_after_one_that_failed(slurm: Slurm) -> None:
+    slurm.sub()
+    stages = [
+        '{sub: fake.sub, name: first, settings: ["fake.exit=85", "fake.is_silent=1"]}',
+        "{sub: fake.sub, name: second}",
+    ]
+    (slurm.folder / "two.yaml").write_text("stages:\n" + "".join(f"  - {stage}\n" for stage in stages))
+    slurm.launch(slurm.folder / "two.yaml")
+    slurm.wait_until_over("two.second")
+    assert slurm.events("started", "two.second") == []
+    assert "two.first" in slurm.launch("status", "two.second")
+
+
+def test_a_sweep_ends_in_one_comparison(slurm: Slurm) -> None:
+    slurm.launch("sweep", "-n2", slurm.sub(), "fake.total=6,8", "fake.print=a,b")
+    comparison = slurm.runs / "fake_sweep" / "comparison.png"
+    slurm.wait_for(lambda: comparison.exists() and not slurm.queue(), "the comparison", run="fake_sweep-4")
+    runs = [slurm.runs / f"fake_sweep-{number}" for number in (1, 2, 3, 4)]
+    assert all((run / DONE).exists() for run in runs)
+    assert [slurm.links(run.name)[1].step for run in runs] == [6, 6, 8, 8]
+    said = slurm.launch("compare", "fake_sweep")
+    assert all(run.name in said for run in runs)
+
+
+def test_preflight_finds_the_nodes_well_and_a_dead_one_dead(slurm: Slurm) -> None:
+    slurm.launch("preflight", slurm.sub(nodes=2, more="#SBATCH --nodelist=n3,n4\n"))
+    slurm.cluster.kill("n4")
+    slurm.ask("scontrol", "update", "nodename=n4", "state=down", "reason=fire")
+    said = slurm.launch("preflight", "--wait", 5, slurm.sub(nodes=2, more="#SBATCH --nodelist=n3,n4\n"), code=85)
+    assert "n4" in said and "NO" in said
