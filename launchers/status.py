@@ -6,7 +6,7 @@ from typing import Any
 from launchers.results import print_results
 from launchers.run_facts import facts_of
 from launchers.runs import existing_runs, find_run
-from launchers.tables import colored, console, duration, print_list, table
+from launchers.tables import colored, console, duration, print_list
 
 COLORS = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "red", "cancelled": "yellow"}
 
@@ -50,18 +50,18 @@ def show_one(name: str, *, as_json: bool) -> None:
         newest.append(f"effective training time {row['training_time_ratio']:.0%}")
     if newest:
         out.print("; ".join(newest), markup=False)
-    links = table("link", "job", "steps", "seed", "node", "time", "train", "outcome")
+    lines = []
     for link in row["link_table"]:
-        ends = ["" if step is None else str(step) for step in (link["first_step"], link["last_step"])]
-        steps = " - ".join(ends) if any(ends) else ""
+        steps = " - ".join(str(step) for step in (link["first_step"], link["last_step"]) if step is not None)
         ratio = link["training_time_ratio"]
         job, seed, node = ("" if link[key] is None else str(link[key]) for key in ("job_id", "seed", "node"))
-        links.add_row(
-            *(str(link["link"]), job, steps, seed, node),
-            duration(link["time_s"]),
-            "" if ratio is None else f"{ratio:.0%}",
-            link["outcome"].replace("[", "\\["),
-        )
-    out.print(links)
+        time = duration(link["time_s"])
+        lines.append([str(link["link"]), job, steps, seed, node, time, "" if ratio is None else f"{ratio:.0%}"])
+    print()
+    print_list(["link", "job", "steps", "seed", "node", "time", "train"], lines, colors={})
+    print()
+    for link in row["link_table"]:
+        if link["outcome"]:
+            print(f"link {link['link']}: {link['outcome']}")
     if row["scores"]:
         print_results(run)

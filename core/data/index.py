@@ -11,17 +11,17 @@ cost 240 MB of page cache shared by all processes of a node, and a cut is read b
 
 import json
 import os
-import secrets
 import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from lhotse import MonoCut
 from lhotse.serialization import deserialize_item
+
+from core.data.whole_file import appears_whole
 
 ROW = np.dtype(
     [
@@ -113,7 +113,7 @@ def index_path(manifest: Path) -> Path:
 
 def build_index(manifest: Path) -> Path:
     """Index `manifest` in one streaming pass and put the index beside it whole; return where it is."""
-    with _appears_whole(index_path(manifest)) as file:
+    with appears_whole(index_path(manifest)) as file:
         _write_rows(manifest, file)
     return index_path(manifest)
 
@@ -126,7 +126,7 @@ def write_manifest(cuts: Iterable[MonoCut], path: Path) -> int:
     folder = path.parent.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     num_cuts = 0
-    with _appears_whole(path) as file:
+    with appears_whole(path) as file:
         for cut in cuts:
             record = cut.to_dict()
             for source in _file_sources(record):
@@ -204,18 +204,3 @@ def _file_sources(record: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _stale(manifest: Path) -> str:
     return f"{manifest}: changed since it was indexed; delete {index_path(manifest).name} and it is built again"
-
-
-@contextmanager
-def _appears_whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that takes the name `path` when the block ends well, and goes when it does not."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

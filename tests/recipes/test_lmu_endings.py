@@ -7,8 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,10 @@ from core.losses.output import LossOutput
 from core.runfiles import CHECKPOINTS, LEDGER, METRICS, OUT_OF_MEMORY, SKIPPED_UPDATES, ExitCode, read_records
 from core.train.checkpoint_files import list_complete
 from tests.recipes import runs
+from tests.small_disk import small_disk
 
 TWO = {"num_ranks": 2}
 PLAIN = ("checkpoint.asynchronous=false",)
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_config(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -57,18 +52,6 @@ def _is_second() -> bool:
 # ---- no space
 
 
-@contextmanager
-def _small_disk(directory: Path) -> Iterator[Path]:
-    directory.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(directory)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a small file system needs root")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", "--lazy", str(directory)], check=True)
-
-
 def _until_full(file: Path) -> None:
     with file.open("wb", buffering=0) as ballast:
         for size in (65536, 512, 1):
@@ -80,7 +63,7 @@ def _until_full(file: Path) -> None:
 
 
 def test_a_full_disk_ends_the_run_and_costs_nothing_saved(config: Path, whole: Path, tmp_path: Path) -> None:
-    with _small_disk(tmp_path / "disk") as disk:
+    with small_disk(tmp_path / "disk", size="2m") as disk:
         ballast = disk / "ballast"
 
         def hook(place: int) -> None:

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import pytest
 import soundfile
 from lhotse import MonoCut
 
@@ -14,11 +13,6 @@ from core.runfiles import BAD_SAMPLES, CHECKPOINTS, LEDGER, METRICS, ExitCode, r
 from tests.recipes import runs
 
 RATE_HZ = 16_000
-
-
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_config(tmp_path_factory.mktemp("corpus"))
 
 
 def _bad_cuts(folder: Path, cut: MonoCut) -> list[MonoCut]:

@@ -19,11 +19,6 @@ COMMON = (f"train.watchdog.limit_s={LIMIT_S}", "train.max_steps=12", "checkpoint
 HANG_AT = 6  # a micro-batch of a rank: step 7 of 2 ranks
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_config(tmp_path_factory.mktemp("corpus"))
-
-
 def _hung(job: runs.Job, *, stopped: int | None = None) -> float:
     """Wait for the ranks to leave with 86; kill the stopped one, as torchrun and srun do. Seconds that it took."""
     began = time.monotonic()

@@ -30,11 +30,6 @@ VALIDATED = ("train.validate_every_steps=2", "checkpoint.every_steps=null")
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_config(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
 def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing disturbs, with everything that only the first rank writes."""
     root = tmp_path_factory.mktemp("whole")

@@ -17,11 +17,6 @@ BY_NUMBER_OF_RANKS = ("plan.micro_batches_per_step=4", "model.encoder.dropout=0"
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return runs.write_config(tmp_path_factory.mktemp("corpus"))
-
-
-@pytest.fixture(scope="module")
 def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a run that nothing interrupted."""
     root = tmp_path_factory.mktemp("whole")

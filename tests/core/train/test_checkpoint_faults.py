@@ -4,10 +4,8 @@ import os
 import random
 import resource
 import signal
-import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,22 +15,11 @@ from core.distributed import Ranks
 from core.train.checkpoint import StorageError
 from tests.core.train.checkpoints import TinyEngine, complete_steps, names, restored, save_steps, store
 from tests.ranks import run_on_ranks
-
-
-@contextmanager
-def small_disk(directory: Path) -> Iterator[Path]:
-    directory.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(directory)]
-    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-        pytest.skip("mounting a small file system needs root")
-    try:
-        yield directory
-    finally:
-        subprocess.run(["umount", str(directory)], check=True)
+from tests.small_disk import small_disk
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
-    with small_disk(tmp_path / "disk") as disk:
+    with small_disk(tmp_path / "disk", size="1m") as disk:
         save_steps(store(disk / "checkpoints"), 10)
         (disk / "ballast").write_bytes(bytes(900_000))
         big = TinyEngine(size=200).at(20)  # 160 kB and twice that for its optimizer
