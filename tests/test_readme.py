@@ -20,6 +20,7 @@ from tests.launchers.test_repository import tracked_files
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = "recipes/lmu_gigaspeech"
+PIPELINE = "tests/launchers/pipeline.yaml"
 PAGES = [path for path in tracked_files() if path.suffix in (".md", ".ipynb")]
 # Comments and docstrings that show commands.
 SCRIPTS = [path for folder in ("recipes", "manifests") for path in (ROOT / folder).rglob("*") if path.is_file()
@@ -28,8 +29,9 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 START = r"(?:\./(?:launch|run|test)\.sh|python -m|torchrun)"
 # What stands for something that the reader knows.
 STANDS_FOR = {"FILE.sub": f"{RECIPE}/demo.sub", "recipes/NAME": RECIPE, "FILE": f"{RECIPE}/demo.yaml", "-nN": "-n2",
-              "N": "2", "S": "7", "K": "1", "RUN": "some_run", "NAME": "some_run"}  # fmt: skip
-SUBCOMMANDS = ("status", "logs", "cancel", "extend", "preflight")
+              "N": "2", "S": "7", "K": "1", "RUN": "some_run", "NAME": "some_run",
+              "FILE.yaml": PIPELINE, "pipeline.yaml": PIPELINE}  # fmt: skip
+SUBCOMMANDS = ("status", "logs", "cancel", "extend", "preflight", "compare", "completion")
 
 
 def text_of(path: Path) -> str:
@@ -96,7 +98,7 @@ def test_commands_are_understood(
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("BATON_RUNS", str(tmp_path))
-    monkeypatch.setattr(launchers.preflight, "preflight", lambda sub, *, overrides: 0 if sub.exists() else 1)
+    monkeypatch.setattr(launchers.preflight, "preflight", lambda sub, **_: 0 if sub.exists() else 1)
     program, *words = words_of(command)
     if program == "./launch.sh":
         check_launch(words)

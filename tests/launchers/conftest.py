@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -46,9 +47,16 @@ def launcher(runs: Path) -> Launcher:
     """Run ./launch.sh's program with some words."""
 
     def run(*words: str | Path) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(launcher_command(*words), capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            launcher_command(*words), capture_output=True, text=True, timeout=300, preexec_fn=_as_in_a_terminal
+        )
 
     return run
+
+
+def _as_in_a_terminal() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so does all that it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def launcher_command(*words: str | Path) -> list[str]:

@@ -1,5 +1,6 @@
 """preflight finds what would go wrong, in a .sub file, on this machine and on its ranks."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,12 @@ def test_a_job_that_sbatch_refuses_or_slurm_does_not_start(cluster: FakeCluster,
 def test_the_check_asks_for_the_resources_of_the_file(tmp_path: Path) -> None:
     text = batch_script(read_header(ROOT / "recipes/lmu_gigaspeech/job_2gpu.sub"), tmp_path / "a b")
     options = [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH")]
-    assert {"--gpus-per-node=2", "--ntasks-per-node=2", "--mem=64G", "--time=5", f"--chdir={ROOT}"} <= set(options)
+    assert {
+        "--gpus-per-node=2",
+        "--ntasks-per-node=2",
+        "--mem=64G",
+        "--time=5",
+        f"--chdir={shlex.quote(str(ROOT))}",
+    } <= set(options)
     assert not any("requeue" in option or "signal" in option for option in options)
     assert f"srun python -m core.train.node_probe '{tmp_path}/a b' 20" in text

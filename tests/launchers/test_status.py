@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def test_a_thousand_runs_cost_about_a_second(runs: Path) -> None:
 def test_colors_on_a_terminal_only(runs: Path) -> None:
     chain(runs / "one", 0)
     for environment, is_colored in (({}, True), ({"NO_COLOR": "1"}, False)):
-        command = ["script", "--quiet", "--return", "--command", " ".join(launcher_command("status")), "/dev/null"]
+        command = ["script", "--quiet", "--return", "--command", shlex.join(launcher_command("status")), "/dev/null"]
         shown = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=300)
         assert ("\x1b[31minterrupted" in shown.stdout) == is_colored, shown.stdout
 

@@ -1,5 +1,7 @@
 """What is submitted, word for word, for each .sub file of the recipes."""
 
+import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -47,7 +49,12 @@ def test_golden_text_of_a_link_on_slurm(tmp_path: Path, monkeypatch: pytest.Monk
     sub, code = "recipes/lmu_gigaspeech/job_2gpu.sub", tmp_path / ".code" / "ab12"
     run = Run(tmp_path / "my-run", read_header(ROOT / sub), ["a.b=$(x) y"], seed_base=9, cluster="slurm", code=code)
     text = submission_text(run, 3, after="41")
-    words = {"RUNS": str(tmp_path), "PYTHON": sys.executable, "SUB": str(code / sub), "SEED": str(link_seed(9, 3))}
+    words = {
+        "RUNS": str(tmp_path),
+        "PYTHON": shlex.quote(sys.executable),
+        "SUB": str(code / sub),
+        "SEED": str(link_seed(9, 3)),
+    }
     words |= {"CODE": str(code), "START": f"'{sys.executable}', '-P', '-m', 'launchers.slurm_link', 'my-run'"}
     words["REST"] = "'run.name=my-run', 'a.b=$(x) y'"
     golden = GOLDEN
@@ -65,7 +72,8 @@ def test_every_sub_file_states_what_a_chain_needs(sub: Path) -> None:
     assert header.gpus_per_node in (0, header.tasks_per_node), "one rank a GPU"
     body = [line for line in sub.read_text().splitlines() if line and not line.startswith("#")]
     assert body[0] == "source slurm/env.sh"
-    assert body[-1].startswith(f"srun python -m recipes.{sub.parent.name}.train --config recipes/{sub.parent.name}/")
+    name = sub.parent.name
+    assert re.match(rf"srun python -m recipes\.{name}\.(train|prepare) --config recipes/{name}/", body[-1])
     assert body[-1].endswith(' "$@"')
 
 
