@@ -108,8 +108,14 @@ class Slurm:
         self.wait_for(lambda: not jobs & set(self.queue()), "the end of all links", timeout_s=timeout_s, run=run)
 
     def skip_hold(self, job: str) -> None:
-        """Let a requeued job start now; SLURM would hold it for two minutes, and refuses in the first second or two."""
+        """Let a requeued job start now; SLURM would hold it for two minutes, and refuses in the first second or two.
+
+        A node's clock of credentials counts whole seconds: in the one in which it revoked the job's it refuses the job,
+        which then ends as failed.
+        """
         self.wait_for(lambda: self.facts(job)["JobState"] == "PENDING", f"job {job} in the queue again")
+        seen = time.monotonic()
+        self.wait_for(lambda: time.monotonic() - seen > 2.0, "another second of the nodes' clocks")
         command = ["scontrol", "update", f"JobId={job}", "StartTime=now"]
         self.wait_for(lambda: subprocess.run(command, capture_output=True).returncode == 0, "an end of the hold")
 
