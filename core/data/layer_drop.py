@@ -32,8 +32,7 @@ class LayerDropStream:
         """As of the stream: a resumed run drops what it would have dropped."""
         for step in self.stream.steps(position):
             dropped = self.dropped(step.position["plan"])
-            batches: list[Any] = list(step.batches)
-            yield replace(step, batches=[replace(batch, dropped_layers=dropped) for batch in batches])
+            yield replace(step, batches=[replace(batch, dropped_layers=dropped) for batch in step.batches])
 
     def dropped(self, place: Mapping[str, int]) -> tuple[int, ...]:
         """The numbers of the layers to pass over in the step that ends at `place` of the plan, which no other does."""

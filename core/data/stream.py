@@ -15,8 +15,7 @@ from pydantic import Field
 from torch.utils.data import DataLoader
 
 from core.config import section
-from core.data.batch import Batch
-from core.data.dataset import SpeechDataset
+from core.data.planned_dataset import PlannedDataset
 from core.distributed import Ranks
 from core.samplers.plan import Draw, EvaluationPlan, Plan, Position, check_dp_size, rank_micro_batches
 from core.signals import ignore_stop_signals
@@ -36,7 +35,7 @@ class LoaderConfig:
 class Step:
     """One step of this rank: its micro-batches, and where the plan stands once they are trained on."""
 
-    batches: list[Batch]
+    batches: list[Any]
     position: dict[str, Any]
     epoch: float
 
@@ -45,7 +44,7 @@ class TrainStream:
     """The endless steps of a plan, from any position."""
 
     def __init__(
-        self, plan: Plan, dataset: SpeechDataset, *, config: LoaderConfig, ranks: Ranks, accept_data: bool = False
+        self, plan: Plan, dataset: PlannedDataset, *, config: LoaderConfig, ranks: Ranks, accept_data: bool = False
     ) -> None:
         """ValueError where the number of dp ranks does not divide the micro-batches of a step.
 
@@ -95,19 +94,19 @@ class TrainStream:
 
 
 def evaluation_batches(
-    plan: EvaluationPlan, dataset: SpeechDataset, *, config: LoaderConfig, ranks: Ranks
-) -> Iterable[Batch]:
+    plan: EvaluationPlan, dataset: PlannedDataset, *, config: LoaderConfig, ranks: Ranks
+) -> Iterable[Any]:
     """This rank's share of an evaluation: every example once over all ranks, the same number of batches on each."""
     draws = plan.batches(ranks.dp_rank, ranks.dp_size)
     return load(dataset, draws, config=config, ranks=ranks)
 
 
 def load(
-    dataset: SpeechDataset, draws: Iterable[Sequence[Draw]], *, config: LoaderConfig, ranks: Ranks
-) -> Iterable[Batch]:
+    dataset: PlannedDataset, draws: Iterable[Sequence[Draw]], *, config: LoaderConfig, ranks: Ranks
+) -> Iterable[Any]:
     """The batches of `draws`, in their order, read ahead by the workers."""
     return DataLoader(
-        dataset,
+        dataset,  # type: ignore[arg-type]  # it asks for torch's own base class, and uses no more than the protocol
         sampler=draws,
         batch_size=None,
         num_workers=config.num_workers,

@@ -16,6 +16,7 @@ from typing import Any
 
 from core.runfiles import (
     BAD_SAMPLES,
+    CLUSTERS,
     CONFIG,
     DONE,
     EXIT_WORDS,
@@ -26,6 +27,7 @@ from core.runfiles import (
     REPORT,
     SCORES,
     STOP,
+    ExitCode,
     now,
     read_json,
     read_records,
@@ -62,6 +64,7 @@ def write_report(run_directory: Path) -> Path:
         f'<p class="facts">{escape(" | ".join(facts))}</p>',
         f'<img alt="curves of the run" src="data:image/png;base64,{picture}">',
         *_scores(run_directory),
+        *_clusters(run_directory),
         *_links(links),
         *_predictions(run_directory),
         *_config(run_directory),
@@ -87,7 +90,9 @@ def read_links(run_directory: Path) -> list[dict[str, Any]]:
 def _facts(run_directory: Path, metrics: Sequence[Mapping[str, Any]], links: Sequence[Mapping[str, Any]]) -> list[str]:
     step = max((record["step"] for record in metrics), default=0)
     states = {DONE: "done", FAILED: "failed", STOP: "stopped by a person"}
+    is_done = bool(links) and links[-1].get("ended_exit_code") == ExitCode.DONE  # the marker follows the report
     state = next((word for marker, word in states.items() if (run_directory / marker).exists()), "unfinished")
+    state = "done" if is_done else state
     facts = [state, f"{step:,} steps", f"{len(links)} link{'s' * (len(links) != 1)}"]
     if train_s := sum(link.get("ended_train_s") or 0 for link in links):
         facts.append(f"{duration(train_s)} of training")
@@ -103,6 +108,14 @@ def _scores(run_directory: Path) -> list[str]:
     rates = {name: f"{100 * value:.1f} %" for name, value in scores.items() if _is_rate(name) and value is not None}
     rows = [[_name(name), _number(rates.get(name, value))] for name, value in scores.items()]
     return ["<h2>Scores</h2>", *_table(["", ""], rows)]
+
+
+def _clusters(run_directory: Path) -> list[str]:
+    """How clusters of frames are used, and which phones they are."""
+    if not (run_directory / CLUSTERS).exists():
+        return []
+    picture = base64.b64encode((run_directory / CLUSTERS).read_bytes()).decode()
+    return ["<h2>Clusters</h2>", f'<img alt="clusters of frames" src="data:image/png;base64,{picture}">']
 
 
 def _links(links: Sequence[Mapping[str, Any]]) -> list[str]:

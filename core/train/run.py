@@ -99,6 +99,11 @@ class Run:
     def seed(self) -> int:
         return self.config.run.seed
 
+    def stops(self, piece_s: float) -> bool:
+        """Whether any rank wants to stop, after a piece of work of so many seconds; called by all ranks together."""
+        self.stop.observe(step_s=piece_s)
+        return self.ranks.any(self.stop.reason is not None)
+
 
 @dataclass(frozen=True)
 class Outcome:

@@ -1,4 +1,4 @@
-"""Tiny runs of lmu_gigaspeech: in forked processes (a tenth of a second each), or as the real command (`start`)."""
+"""Tiny runs of a recipe, lmu_gigaspeech if no other is named: in forked processes, or as the real command (`start`)."""
 
 import multiprocessing
 import os
@@ -18,7 +18,7 @@ from lhotse.serialization import deserialize_item
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 import core.train.link
-import recipes.lmu_gigaspeech.train as recipe
+import recipes.lmu_gigaspeech.train as lmu
 from core.data.index import ManifestIndex, write_manifest
 from core.runfiles import CHECKPOINTS, METRICS, SAMPLES, read_records
 from core.train.checkpoint_files import list_complete
@@ -145,8 +145,12 @@ def begin(
     env: Mapping[str, str] | None = None,
     hook: Hook | None = None,
     report: bool = False,
+    recipe: Any = lmu,
 ) -> Job:
-    """Start a link of the run in forked processes; without the report, whose pictures take longer than the run."""
+    """Start a link of the run in forked processes; without the report, whose pictures take longer than the run.
+
+    `recipe`: a module with `main`, and `loss_fn` if there is a hook.
+    """
     runs.mkdir(parents=True, exist_ok=True)
     descriptor, log = tempfile.mkstemp(dir=runs, suffix=".log")
     os.close(descriptor)
@@ -158,7 +162,7 @@ def begin(
     processes: list[BaseProcess] = []
     for rank in range(num_ranks):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {}
-        processes.append(context.Process(target=_link, args=(argv, facts | place, Path(log), hook, report)))
+        processes.append(context.Process(target=_link, args=(recipe, argv, facts | place, Path(log), hook, report)))
         processes[-1].start()
     return Job(processes, Path(log))
 
@@ -202,7 +206,7 @@ def _flat(tree: Any, path: str = "") -> list[tuple[str, Any]]:
     return [pair for key, value in tree.items() for pair in _flat(value, f"{path}/{key}")]
 
 
-def _link(argv: list[str], env: Mapping[str, str], log: Path, hook: Hook | None, report: bool) -> None:
+def _link(recipe: Any, argv: list[str], env: Mapping[str, str], log: Path, hook: Hook | None, report: bool) -> None:
     for name in (
         "RANK",
         "WORLD_SIZE",
@@ -220,7 +224,7 @@ def _link(argv: list[str], env: Mapping[str, str], log: Path, hook: Hook | None,
     if not report:
         core.train.link.write_report = lambda directory: None  # type: ignore[assignment,misc,return-value]
     if hook is not None:
-        recipe.loss_fn = _hooked(recipe.loss_fn, hook)  # type: ignore[assignment]
+        recipe.loss_fn = _hooked(recipe.loss_fn, hook)
     code = 99
     try:
         code = recipe.main(argv)

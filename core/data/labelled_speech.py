@@ -1,0 +1,82 @@
+"""The corpus of masked prediction: manifests of speech, and the label stores that `prepare` made of them.
+
+corpus = LabelledSpeech.open(config.data)
+stores = corpus.stores(num_clusters=100, features="mfcc:torchaudio", layer=None)      # refused if they are others
+dataset = corpus.training_set(stores, grid=grid, seed=seed)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.config import section
+from core.data.frame_labels import FrameGrid
+from core.data.index import ManifestIndex
+from core.data.label_store import LabelStore, manifest_print
+from core.data.labelling import LABELS
+from core.data.masked_speech import CropConfig, MaskedSpeech
+from core.data.masking import MaskConfig
+from core.data.sources import TrainingSource, open_sources
+from core.runfiles import runs_root
+
+
+@section
+class LabelledSpeechConfig:
+    """`train`: a manifest or a blend, `valid`: a manifest. `labels`: the run that prepared them, by its name under
+    `runs/` or its directory; any folder with label stores `labels/MANIFEST` will do."""
+
+    train: str
+    valid: str
+    labels: str
+    crop: CropConfig = field(default_factory=CropConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+
+
+@dataclass(frozen=True)
+class LabelledSpeech:
+    """The manifests of a run."""
+
+    config: LabelledSpeechConfig
+    sources: list[TrainingSource]
+    valid: ManifestIndex
+
+    @classmethod
+    def open(cls, config: LabelledSpeechConfig) -> "LabelledSpeech":
+        """ValueError for a manifest that is missing, and for one that is trained and validated on."""
+        sources, valid = open_sources(Path(config.train)), ManifestIndex.open(Path(config.valid))
+        if valid.manifest.stem in (source.name for source in sources):
+            raise ValueError(f"data.valid={config.valid}: a training source has the name {valid.manifest.stem}, too")
+        return cls(config, sources, valid)
+
+    @property
+    def indexes(self) -> Mapping[str, ManifestIndex]:
+        """All manifests by name; those to train on first."""
+        return {source.name: source.manifest for source in self.sources} | {self.valid.manifest.stem: self.valid}
+
+    @property
+    def training_indexes(self) -> list[ManifestIndex]:
+        return [source.manifest for source in self.sources]
+
+    def stores(self, **expected: Any) -> list[LabelStore]:
+        """The labels of each of `indexes`; ValueError where their cards contradict `expected` or the manifests."""
+        folder = runs_root() / self.config.labels / LABELS
+        return [
+            LabelStore.open(folder / name, manifest=manifest_print(index), **expected)
+            for name, index in self.indexes.items()
+        ]
+
+    def training_set(self, stores: list[LabelStore], *, grid: FrameGrid, seed: int) -> MaskedSpeech:
+        crop, mask = self.config.crop, self.config.mask
+        return MaskedSpeech(self.training_indexes, stores[:-1], grid, crop, mask, seed=seed)
+
+    def validation_set(self, stores: list[LabelStore], *, grid: FrameGrid, seed: int) -> MaskedSpeech:
+        """With the same crops and masks each time."""
+        return MaskedSpeech([self.valid], stores[-1:], grid, self.config.crop, self.config.mask, seed=seed)
+
+
+def most_frequent_label(stores: list[LabelStore]) -> int:
+    """Of the training labels: what a model that hears nothing would guess."""
+    return int(np.sum([store.counts() for store in stores[:-1]], axis=0).argmax())

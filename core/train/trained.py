@@ -1,0 +1,65 @@
+"""The weights of another run, to look at its layers or to begin from: without its optimizer, in evaluation mode."""
+
+import hashlib
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import nn
+
+from core.distributed import Ranks
+from core.parallel.weights import load_weights
+from core.runfiles import CHECKPOINTS, CONFIG
+from core.train.checkpoint import CheckpointConfig, CheckpointStore
+
+
+def read_section(directory: Path, name: str) -> dict[str, Any]:
+    """A section of the configuration that a run was trained with. ValueError where there is none."""
+    path = directory / CONFIG
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))[name]
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise ValueError(f"{directory} is not the directory of a trained run ({error}); name one") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: {name}: expected a section, got {found!r}")
+    return found
+
+
+def load_trained(model: nn.Module, directory: Path, *, ranks: Ranks) -> None:
+    """Put the weights of a run's newest checkpoint into `model`, on this rank's device, and freeze it.
+
+    All ranks together. ValueError where there is no complete checkpoint, or one of another model.
+    """
+    store = CheckpointStore(directory / CHECKPOINTS, CheckpointConfig(), ranks=ranks, token=0)
+    newest = store.newest()
+    if newest is None:
+        raise ValueError(f"{directory} has no complete checkpoint; train it first, or name another run")
+    model.to(ranks.device).eval().requires_grad_(False)
+    store.load_weights_only(_Weights(model, ranks), newest)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """Of names and values of all parameters and buffers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """A model as that which a checkpoint is read into."""
+
+    model: nn.Module
+    ranks: Ranks
+
+    def load(self, directory: Path, *, weights_only: bool = False) -> None:
+        assert weights_only
+        load_weights(self.model, None, directory, group=self.ranks.votes, weights_only=True)
+
+    def save(self, directory: Path) -> Future[None]:
+        raise AssertionError(f"{directory}: these weights belong to another run")

@@ -1,0 +1,115 @@
+"""Train HuBERT on clusters of MFCC, and tell at the end how good its layers are as units of speech.
+
+./launch.sh -n8 recipes/hubert_iter1/job.sub
+./run.sh recipes/hubert_iter1 --config recipes/hubert_iter1/tiny.yaml optim.lr=1e-3
+torchrun --nproc-per-node 2 -m recipes.hubert_iter1.train --config recipes/hubert_iter1/config.yaml
+"""
+
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from core.cluster_report import draw_report
+from core.config import parse_args
+from core.data.frame_features import FrameFeatures, MfccFeatures
+from core.data.labelled_speech import LabelledSpeech, most_frequent_label
+from core.data.layer_drop import LayerDropStream
+from core.data.stream import TrainStream, evaluation_batches
+from core.data.unit_quality import HeldOut, compare
+from core.losses.masked_prediction import frame_accuracies, masked_prediction_loss
+from core.losses.output import LossOutput, Metrics
+from core.models.flops import batch_flops
+from core.models.hubert import HubertPretraining
+from core.models.hubert_flops import training_flops
+from core.parallel.engine import build_engine
+from core.parameters import describe_parameters, freeze
+from core.runfiles import CLUSTERS, SCORES, write_json
+from core.samplers.plan import EvaluationPlan, Plan, Source
+from core.seeding import seed_everything
+from core.train.evaluate import evaluate
+from core.train.loop import fit
+from core.train.run import Outcome, Run, run_job
+from recipes.hubert_iter1.assembly import DEFAULT_CONFIG, Config, clustered, layers_of
+
+logger = logging.getLogger(__name__)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config = parse_args(Config, argv=argv, prog="train", description=__doc__, default_config=DEFAULT_CONFIG)
+    return run_job(config, partial(train, config))
+
+
+def train(config: Config, run: Run) -> Outcome:
+    """One link: data, model, engine, loop; the layers are compared once, after the last step."""
+    corpus, features = LabelledSpeech.open(config.data), clustered(config)
+    stores = corpus.stores(num_clusters=config.model.num_classes, features=features.name, layer=features.layer)
+    plan = Plan([source.planned for source in corpus.sources], config.plan, seed=run.seed)
+    dataset = corpus.training_set(stores, grid=config.grid, seed=run.seed)
+    stream = TrainStream(plan, dataset, config=config.loader, ranks=run.ranks, accept_data=config.run.accept_data)
+    data = LayerDropStream(stream, config.model.num_layers, config.model.layer_drop, run.seed)
+    for line in data.describe():
+        logger.info(line)
+
+    seed_everything(run.seed, "model")
+    model = HubertPretraining(config.model)
+    freeze(model, config.optim.freeze)
+    logger.info("%s", describe_parameters(model, freeze=config.optim.freeze, decay=config.optim.decay))
+    engine = build_engine(model, config.parallel, optim=config.optim, ranks=run.ranks)
+
+    def validate(step: int) -> Mapping[str, float] | None:
+        dataset = corpus.validation_set(stores, grid=config.grid, seed=run.seed)
+        eval_plan = EvaluationPlan(Source("valid", corpus.valid.durations_s), config.plan)
+        batches = evaluation_batches(eval_plan, dataset, config=config.loader, ranks=run.ranks)
+        return evaluate(run, model, batches, partial(score, most_frequent=most_frequent_label(stores)))
+
+    of_frames = cache(lambda num_frames: training_flops(config.model, num_frames=num_frames))
+
+    def flops(batch: Any) -> tuple[float, float]:
+        return batch_flops(of_frames, num_frames=batch.num_frames.tolist(), padded_frames=batch.labels.size(1))
+
+    outcome = fit(run, engine, data, loss_fn, validate, flops=flops)
+    return compare_layers(config, run, outcome) if outcome.finished else outcome
+
+
+def loss_fn(model: nn.Module, batch: Any) -> LossOutput:
+    """Cross-entropy of the masked frames' clusters, summed over them, and the penalty on the features."""
+    output = model(
+        batch.audio, batch.num_samples, masked_frames=batch.masked_frames, dropped_layers=batch.dropped_layers
+    )
+    return masked_prediction_loss(output.logits, batch.targets, output.penalties)
+
+
+def score(model: nn.Module, batch: Any, *, most_frequent: int) -> Metrics:
+    """Accuracies, and that of a model that hears nothing: `unigram_accuracy`, of the same masked frames."""
+    every = torch.arange(batch.labels.size(1), device=batch.labels.device).expand_as(batch.labels)
+    output = model(batch.audio, batch.num_samples, masked_frames=batch.masked_frames, predicted_frames=every)
+    if not batch.num_targets:  # the empty batch of a rank that has no more clips
+        return {}
+    is_unigram = batch.targets == most_frequent
+    found = frame_accuracies(output.logits, batch.labels, batch.num_frames, batch.masked_frames)
+    found = {**found, "unigram_accuracy": (is_unigram.sum(), float(is_unigram.numel()))}
+    return {f"valid_{name}": counted for name, counted in found.items()}
+
+
+def compare_layers(config: Config, run: Run, outcome: Outcome) -> Outcome:
+    """Layers of the trained model beside MFCC as units of held-out speech: scores.json and a picture."""
+    held_out = HeldOut.open(config.quality, grid=config.grid, seed=run.seed)
+    features: dict[str, FrameFeatures] = {"mfcc": MfccFeatures(config.features.convention)}
+    for layer in layers_of(run.directory, config.quality.layers, ranks=run.ranks):
+        features[f"layer_{layer.layer}"] = layer
+    found = compare(features, held_out, rivals=["mfcc"], ranks=run.ranks)
+    logger.info("%s", found.describe())
+    if run.ranks.is_first:
+        write_json(run.directory / SCORES, found.scores() | {"step": outcome.step})
+        last = max(config.quality.layers)
+        draw_report(found.reports[f"layer_{last}"], run.directory / CLUSTERS)
+    return outcome
+
+
+if __name__ == "__main__":
+    sys.exit(main())

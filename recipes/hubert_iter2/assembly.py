@@ -1,0 +1,106 @@
+"""What train and prepare share: the configuration, and what is clustered here: a layer of the model before."""
+
+from dataclasses import field
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from core.config import ConfigError, section
+from core.data.frame_features import HiddenFeatures
+from core.data.frame_labels import FrameGrid
+from core.data.labelled_speech import LabelledSpeechConfig
+from core.data.labelling import LabellingConfig
+from core.data.stream import LoaderConfig
+from core.data.unit_quality import QualityConfig
+from core.distributed import Ranks
+from core.models.hubert import HubertPretraining
+from core.models.hubert_config import HubertConfig
+from core.optim import OptimConfig
+from core.parallel.engine import ParallelConfig
+from core.runfiles import runs_root
+from core.samplers.plan import PlanConfig
+from core.train.checkpoint import CheckpointConfig
+from core.train.loggers import LoggerConfig
+from core.train.run import RunConfig
+from core.train.settings import TrainConfig
+from core.train.stop import StopConfig
+from core.train.trained import load_trained, read_section, weights_hash
+
+DEFAULT_CONFIG = Path(__file__).parent / "config.yaml"
+
+
+@section
+class FeatureConfig:
+    """What is clustered: `layer` (from 1) of a trained run, its name under `runs/` or its directory. `checkpoint`: the
+    hash of its weights to insist on, as labels and log say it; null takes the newest."""
+
+    run: str
+    layer: Annotated[int, Field(ge=1)]
+    checkpoint: str | None = None
+
+
+@section
+class Config:
+    """`features` and `labelling`: how prepare makes labels; `quality`: which layers train compares at its end."""
+
+    run: RunConfig
+    data: LabelledSpeechConfig
+    features: FeatureConfig
+    labelling: LabellingConfig
+    plan: PlanConfig
+    model: HubertConfig
+    train: TrainConfig
+    optim: OptimConfig
+    quality: QualityConfig
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    loggers: LoggerConfig = field(default_factory=LoggerConfig)
+
+    def __post_init__(self) -> None:
+        steps, clusters = getattr(self.optim.schedule, "total_steps", None), self.labelling.kmeans.num_clusters
+        equal = {
+            "optim.schedule.total_steps and train.max_steps": (steps or self.train.max_steps, self.train.max_steps),
+            "labelling.kmeans.num_clusters and model.num_classes": (clusters, self.model.num_classes),
+            "plan.max_cut_s and data.crop.max_s": (self.plan.max_cut_s, self.data.crop.max_s),
+        }
+        problems = [
+            f"{keys} must be equal, got {one} and {other}" for keys, (one, other) in equal.items() if one != other
+        ]
+        if self.plan.over_budget != "crop":
+            problems.append(f"plan.over_budget={self.plan.over_budget} must be crop: longer clips give a part of them")
+        if max(self.quality.layers) > self.model.num_layers:
+            problems.append(f"quality.layers={self.quality.layers} must be at most {self.model.num_layers}")
+        if problems:
+            raise ConfigError(problems)
+
+    @property
+    def grid(self) -> FrameGrid:
+        return FrameGrid(self.model.hop_samples, self.model.window_samples)
+
+
+def clustered(config: Config, *, ranks: Ranks) -> HiddenFeatures:
+    """The features whose clusters this iteration predicts. ValueError where they are not of the weights asked for."""
+    wanted, directory = config.features, runs_root() / config.features.run
+    (features,) = layers_of(directory, [wanted.layer], ranks=ranks)
+    if wanted.checkpoint not in (None, features.checkpoint):
+        raise ValueError(
+            f"features.checkpoint={wanted.checkpoint}: the newest weights of {directory} are {features.checkpoint}"
+        )
+    if features.grid != config.grid:
+        raise ValueError(f"{directory} has frames of {features.grid}, model.conv_layers of {config.grid}")
+    return features
+
+
+def layers_of(directory: Path, layers: list[int], *, ranks: Ranks) -> list[HiddenFeatures]:
+    """Layers of the newest checkpoint of a run of this or another iteration."""
+    model = HubertPretraining(HubertConfig(**read_section(directory, "model")))
+    load_trained(model, directory, ranks=ranks)
+    grid = FrameGrid(model.config.hop_samples, model.config.window_samples)
+    normalize, found = read_section(directory, "data")["crop"]["normalize"], weights_hash(model)
+    return [
+        HiddenFeatures(model.hubert, layer, grid, dim=model.config.dim, checkpoint=found, normalize=normalize)
+        for layer in layers
+    ]

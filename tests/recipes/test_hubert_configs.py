@@ -1,0 +1,73 @@
+"""The configurations of both iterations: complete, with the published numbers, and checked where keys must agree."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from core.config import ConfigError, load
+from core.models.hubert import HubertPretraining
+from core.models.hubert_config import HubertConfig, hubert_config
+from core.optim import learning_rate
+from launchers.pipeline_file import read_pipeline
+from recipes.hubert_iter1 import assembly as iter1
+from recipes.hubert_iter2 import assembly as iter2
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+CONFIG = {"hubert_iter1": iter1.Config, "hubert_iter2": iter2.Config}
+FILES = [path for name in CONFIG for path in sorted((RECIPES / name).glob("*.yaml")) if "pipeline" not in path.stem]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_every_yaml_loads(path: Path) -> None:
+    assert load(CONFIG[path.parent.name], path).run.seed == 1337
+
+
+@pytest.mark.parametrize(("name", "num_steps", "num_parameters"), [
+    ("hubert_iter1", 250_000, 94_594_176), ("hubert_iter2", 400_000, 94_696_576),
+])  # fmt: skip
+def test_the_published_numbers(name: str, num_steps: int, num_parameters: int) -> None:
+    config = load(CONFIG[name], RECIPES / name / "config.yaml")
+    with torch.device("meta"):
+        model = HubertPretraining(config.model)
+    assert sum(parameter.numel() for parameter in model.parameters()) == num_parameters
+    rates = [learning_rate(config.optim, update - 1) for update in (1, 32_000, num_steps)]
+    assert rates == pytest.approx([1.5625e-8, 5e-4, 0.0])
+    assert config.plan.micro_batches_per_step * config.plan.max_duration_s == 2_800
+    assert config.train.max_steps == num_steps and config.optim.decay.to == "all"
+    assert (config.plan.min_cut_s, config.data.crop.max_s) == (32_000 / 16_000, 250_000 / 16_000)
+
+
+@pytest.mark.parametrize("size", ["large", "xlarge"])
+def test_the_larger_models(size: str) -> None:
+    config = load(iter2.Config, RECIPES / "hubert_iter2" / f"{size}.yaml")
+    assert config.model == hubert_config(size, num_classes=500)  # type: ignore[arg-type]
+    seconds = {"large": 128 * 56.25, "xlarge": 256 * 22.5}
+    assert config.plan.micro_batches_per_step * config.plan.max_duration_s == seconds[size]
+    assert (config.optim.lr, config.optim.max_norm) == ({"large": 1.5e-3, "xlarge": 3e-3}[size], 1.0)
+    assert isinstance(config.model, HubertConfig) and config.data.crop.normalize
+
+
+@pytest.mark.parametrize("name", CONFIG)
+@pytest.mark.parametrize(("setting", "problem"), [
+    ("train.max_steps=5", "optim.schedule.total_steps and train.max_steps must be equal"),
+    ("model.num_classes=51", "labelling.kmeans.num_clusters and model.num_classes must be equal, got 50 and 51"),
+    ("data.crop.max_s=3.0", "plan.max_cut_s and data.crop.max_s must be equal, got 4.0 and 3.0"),
+    ("plan.over_budget=skip", "plan.over_budget=skip must be crop"),
+    ("quality.layers=[1,4]", "must be at most 3"),
+])  # fmt: skip
+def test_keys_that_must_agree(name: str, setting: str, problem: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(CONFIG[name], RECIPES / name / "tiny.yaml", [setting])
+    assert problem in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["pipeline", "tiny_pipeline"])
+def test_the_pipeline_hands_on_labels_and_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATON_RUNS", str(tmp_path))
+    _, stages = read_pipeline(RECIPES / "hubert_iter2" / f"{name}.yaml")
+    assert [stage.name for stage in stages] == ["labels1", "train1", "labels2", "train2"]
+    runs = {stage.name: str(tmp_path / stage.run) for stage in stages}
+    assert stages[1].settings == [f"data.labels={runs['labels1']}"]
+    assert stages[2].settings == [f"features.run={runs['train1']}"]
+    assert stages[3].settings == [f"data.labels={runs['labels2']}", f"features.run={runs['train1']}"]
