@@ -1,5 +1,6 @@
 """Audio from files: decode (WAV, FLAC, Ogg Vorbis, Opus, MP3), any part of a file, at the rate a model wants."""
 
+import io
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -54,17 +55,20 @@ def read_audio(
     return resample(mono, from_hz=decoded.sample_rate_hz, to_hz=sample_rate_hz)
 
 
-def decode(path: Path, *, start_s: float = 0.0, duration_s: float | None = None) -> Decoded:
+def decode(
+    path: Path, *, content: bytes | None = None, start_s: float = 0.0, duration_s: float | None = None
+) -> Decoded:
     """All channels of a file, or of a part of it, at the file's own rate.
 
+    With `content`, what the file holds, nothing is read: `path` only names it in errors.
     A file that ends early gives what it has: the caller knows how much was promised. Raises AudioError where there is
     no file, no audio in it, a decoder that fails, or nothing after `start_s`.
     """
     path = Path(path)
     try:
-        if path.stat().st_size == 0:
+        if (path.stat().st_size if content is None else len(content)) == 0:
             raise AudioError(path, "is empty (0 bytes)")
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(path if content is None else io.BytesIO(content)) as file:
             if duration_s is None and file.frames == _UNKNOWN_LENGTH:
                 raise AudioError(path, "does not say how long it is (FLAC from a pipe?); encode it again")
             count = -1 if duration_s is None else _round_half_up(duration_s * file.samplerate)

@@ -1,35 +1,50 @@
 """Speech recognition examples: a reading becomes normalized log-mel features and character ids."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from core.config import section
 from core.data.augment import Augment, AugmentConfig, SpecAugmentConfig, spec_augment
 from core.data.batch import Sample
-from core.data.index import ManifestIndex
-from core.data.reading import BadSample, Reading, read_cut
+from core.data.reading import Reading
 from core.features import FeatureConfig, FeatureStats, LogMel, num_frames
 from core.losses.ctc import is_feasible
 from core.text import CharacterVocabulary, normalize_transcript
 
-_STATS_UTTERANCES = 500  # some 20 minutes to an hour of speech: the means no longer move
-
 
 @section
 class AsrConfig:
-    """What the model hears and reads: manifests, features, and the augmentation of training examples."""
+    """What the model hears and reads: manifests, features, and the augmentation of training examples.
 
-    train: str  # a manifest, or a blend of several (.yaml)
+    `order`: `exact` is the same sequence of batches on any number of ranks and over any resume; `randomized` streams
+    a Shar directory, in a new order for each link.
+    """
+
+    train: str  # a manifest, or a blend of several (.yaml); with order=randomized a Shar directory
     valid: str
     test: str
+    order: Literal["exact", "randomized"] = "exact"
     features: FeatureConfig = field(default_factory=FeatureConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     spec_augment: SpecAugmentConfig | None = field(default_factory=SpecAugmentConfig)
+
+    def __post_init__(self) -> None:
+        train = Path(self.train)
+        if self.order == "randomized" and train.suffix in (".jsonl", ".yaml", ".yml"):
+            raise ValueError(
+                f"train={self.train} is a manifest or a blend, but order=randomized reads a Shar directory; make one: "
+                "python -m manifests.shar MANIFEST OUTPUT_DIR"
+            )
+        if self.order == "exact" and train.is_dir():
+            raise ValueError(
+                f"train={self.train} is a directory, but order=exact reads a manifest or a blend; if it is a Shar "
+                "directory, set order=randomized"
+            )
 
 
 @dataclass(frozen=True)
@@ -73,49 +88,9 @@ class AsrExamples:
         return Sample("", features, torch.zeros(0, dtype=torch.int64), num_targets=0, audio_s=0.0)
 
 
-def feature_stats(indexes: Sequence[ManifestIndex], *, config: FeatureConfig) -> FeatureStats:
-    """Of some `_STATS_UTTERANCES` utterances evenly spread over manifests, without those that cannot be read."""
-    log_mel = LogMel(replace(config, normalize="none"))
-    places = [(index, row) for index in indexes for row in _spread(len(index), most=_STATS_UTTERANCES // len(indexes))]
-
-    def features() -> Iterator[Tensor]:
-        for index, row in places:
-            try:
-                samples = read_cut(index.read(row), sample_rate_hz=config.sample_rate_hz).samples
-            except BadSample:
-                continue  # training will come across it, and list it
-            yield log_mel(torch.from_numpy(samples)[None], torch.tensor([len(samples)]))[0][0]
-
-    try:
-        return FeatureStats.of(features())
-    except ValueError as error:
-        names = ", ".join(str(index.manifest) for index in indexes)
-        raise ValueError(f"data.features.normalize=corpus: {error}; every file of {names} is bad") from None
-
-
-def _spread(num: int, *, most: int) -> list[int]:
-    return [int(row) for row in np.linspace(0, num - 1, min(num, max(1, most)))]
-
-
 def transcript(reading: Reading) -> str:
     """The normalized text; BadSample for an utterance that holds no speech."""
     text = normalize_transcript(reading.text(), language=reading.cut.supervisions[0].language or "en")
     if not text:
         raise reading.bad("no words after normalization")
     return text
-
-
-def texts_of(indexes: Iterable[ManifestIndex]) -> list[str]:
-    """The normalized texts of manifests, to learn characters and n-grams from."""
-    return [text for index in indexes for _, text in transcripts(index)]
-
-
-def transcripts(index: ManifestIndex) -> Iterator[tuple[str, str]]:
-    """(sample id, normalized text) of the cuts of a manifest, without its garbage utterances."""
-    for row in range(len(index)):
-        cut = index.read(row)
-        parts = [one.text or "" for one in sorted(cut.supervisions, key=lambda one: one.start)]
-        language = (cut.supervisions[0].language if cut.supervisions else None) or "en"
-        text = normalize_transcript(" ".join(parts), language=language)
-        if text:
-            yield str(cut.id), text

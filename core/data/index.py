@@ -98,6 +98,17 @@ class ManifestIndex:
             source["source"] = str(self.manifest.parent / source["source"])
         return deserialize_item(record)
 
+    def __str__(self) -> str:
+        return str(self.manifest)
+
+    def cuts(self) -> Iterator[MonoCut]:
+        """All cuts, in the manifest's order."""
+        return (self.read(row) for row in range(len(self)))
+
+    def spread(self, most: int) -> Iterator[MonoCut]:
+        """At most so many cuts, evenly spread."""
+        return (self.read(int(row)) for row in np.linspace(0, len(self) - 1, min(len(self), most)))
+
     def __reduce__(self) -> tuple[Any, ...]:
         # a spawned process maps the file again: a pickled memory map would be a copy of all rows
         return ManifestIndex.open, (self.manifest,)

@@ -72,11 +72,12 @@ def read_cut(cut: "MonoCut", *, sample_rate_hz: int, allowed_s: float | None = N
     `allowed_s`. The channel is the one that the cut names, of as many as the manifest says there are.
     """
     source = _source(cut)
-    path = str(source.source)
+    content = source.source if isinstance(source.source, bytes) else None
+    path = str(source.source if content is None else _origin(cut))
     if allowed_s is not None and cut.duration > allowed_s:
         raise BadSample(cut.id, f"{cut.duration:.3f} s long, {allowed_s:.3f} s are allowed", path)
     try:
-        decoded = decode(Path(path), start_s=cut.start, duration_s=cut.duration)
+        decoded = decode(Path(path), content=content, start_s=cut.start, duration_s=cut.duration)
     except AudioError as error:
         raise BadSample(cut.id, error.reason, path) from None
     if decoded.sample_rate_hz != cut.sampling_rate:
@@ -103,10 +104,15 @@ def _source(cut: "MonoCut") -> "AudioSource":
         raise BadSample(cut.id, "its recording has transforms; save them as audio first", "")
     for source in recording.sources:
         if cut.channel in source.channels:
-            if source.type != "file":
+            if source.type not in ("file", "memory"):
                 raise BadSample(cut.id, f"audio of type {source.type!r}; only files can be read", str(source.source))
             return source
     raise BadSample(cut.id, f"its recording has no channel {cut.channel}", "")
+
+
+def _origin(cut: "MonoCut") -> str:
+    """The shard of a cut whose audio came with it."""
+    return str((cut.custom or {}).get("shard_origin", "memory"))
 
 
 def _problem(samples: np.ndarray, *, duration_s: float, expected_s: float) -> str | None:

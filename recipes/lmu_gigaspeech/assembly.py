@@ -1,16 +1,20 @@
 """What train, score and transcribe share: the configuration, the corpus and the model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
 from core.config import section
-from core.data.asr import AsrConfig, AsrExamples, feature_stats, texts_of, transcripts
+from core.data.asr import AsrConfig, AsrExamples
+from core.data.asr_corpus import Cuts, feature_stats, texts_of, transcripts
 from core.data.dataset import SpeechDataset
 from core.data.index import ManifestIndex
+from core.data.shar import Shar
+from core.data.shar_stream import SharStream, link_seed, open_shar
 from core.data.sources import TrainingSource, open_sources
-from core.data.stream import LoaderConfig
+from core.data.stream import LoaderConfig, TrainStream
 from core.decoding import BeamConfig
 from core.distributed import Ranks
 from core.features import FeatureStats
@@ -25,7 +29,7 @@ from core.seeding import seed_everything
 from core.text import CharacterVocabulary
 from core.train.checkpoint import CheckpointConfig
 from core.train.loggers import LoggerConfig
-from core.train.run import RunConfig
+from core.train.run import Run, RunConfig
 from core.train.settings import TrainConfig
 from core.train.stop import StopConfig
 
@@ -87,10 +91,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The manifests of a run, the characters of its training texts, and the statistics of its features."""
+    """The data of a run, the characters of its training texts, and the statistics of its features."""
 
     config: Config
-    sources: list[TrainingSource]
+    train: list[TrainingSource] | Shar  # the latter with data.order=randomized
     valid: ManifestIndex
     test: ManifestIndex
     vocabulary: CharacterVocabulary
@@ -99,16 +103,16 @@ class Corpus:
     @classmethod
     def open(cls, config: Config, directory: Path, *, ranks: Ranks) -> "Corpus":
         """What is learned from the training data is made once, and kept in the run directory."""
-        sources = open_sources(Path(config.data.train))
+        train = open_training_data(config.data, ranks=ranks)
         valid, test = (ManifestIndex.open(Path(path)) for path in (config.data.valid, config.data.test))
-        indexes, features = [source.manifest for source in sources], config.data.features
+        sources, features = training_cuts(train), config.data.features
         if ranks.is_first and not (directory / VOCABULARY).exists():
-            CharacterVocabulary.of_texts(texts_of(indexes)).save(directory / VOCABULARY)
+            CharacterVocabulary.of_texts(texts_of(sources)).save(directory / VOCABULARY)
         if ranks.is_first and features.normalize == "corpus" and not (directory / FEATURE_STATS).exists():
-            feature_stats(indexes, config=features).save(directory / FEATURE_STATS)
+            feature_stats(sources, config=features).save(directory / FEATURE_STATS)
         ranks.barrier()
         vocabulary = CharacterVocabulary.load(directory / VOCABULARY)
-        return cls(config, sources, valid, test, vocabulary, load_stats(config, directory))
+        return cls(config, train, valid, test, vocabulary, load_stats(config, directory))
 
     @cached_property
     def references(self) -> dict[str, str]:
@@ -118,8 +122,8 @@ class Corpus:
     def examples(self) -> AsrExamples:
         return AsrExamples(self.config.data, self.vocabulary, self.config.model.encoder.output_lengths, self.stats)
 
-    def training_set(self, plan: Plan, *, seed: int) -> SpeechDataset:
-        return self._dataset([source.manifest for source in self.sources], seed=seed, allowed_s=plan.allowed_s)
+    def training_set(self, sources: list[TrainingSource], plan: Plan, *, seed: int) -> SpeechDataset:
+        return self._dataset([source.manifest for source in sources], seed=seed, allowed_s=plan.allowed_s)
 
     def evaluation_set(self, split: Literal["valid", "test"]) -> SpeechDataset:
         return self._dataset([self.valid if split == "valid" else self.test], seed=None, allowed_s=None)
@@ -128,6 +132,36 @@ class Corpus:
         examples = self.examples()
         rate_hz = self.config.data.features.sample_rate_hz
         return SpeechDataset(indexes, examples, examples.dummy(), rate_hz, seed=seed, allowed_s=allowed_s)
+
+
+def open_training_data(config: AsrConfig, *, ranks: Ranks) -> list[TrainingSource] | Shar:
+    return open_shar(config.train, ranks) if config.order == "randomized" else open_sources(Path(config.train))
+
+
+def training_cuts(train: list[TrainingSource] | Shar) -> Sequence[Cuts]:
+    """Where the training texts are."""
+    return [train] if isinstance(train, Shar) else [source.manifest for source in train]
+
+
+def build_stream(config: Config, run: Run, corpus: Corpus) -> TrainStream | SharStream:
+    """The batches in the order that `data.order` asks for."""
+    accept_data = config.run.accept_data
+    if isinstance(corpus.train, Shar):
+        examples = corpus.examples()
+        return SharStream(
+            corpus.train,
+            examples,
+            config.plan,
+            dummy=examples.dummy(),
+            sample_rate_hz=config.data.features.sample_rate_hz,
+            config=config.loader,
+            ranks=run.ranks,
+            seed=link_seed(run.seed, run.link),
+            accept_data=accept_data,
+        )
+    plan = Plan([source.planned for source in corpus.train], config.plan, seed=run.seed)
+    dataset = corpus.training_set(corpus.train, plan, seed=run.seed)
+    return TrainStream(plan, dataset, config=config.loader, ranks=run.ranks, accept_data=accept_data)
 
 
 def build_model(config: Config, *, vocab_size: int, seed: int) -> CTCModel:

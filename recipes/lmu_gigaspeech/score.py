@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from core.config import parse_args
-from core.data.asr import texts_of
+from core.data.asr_corpus import texts_of
 from core.data.stream import evaluation_batches
 from core.decoding import beam_search, greedy_search
 from core.distributed import Ranks, joined
@@ -25,7 +25,7 @@ from core.samplers.plan import EvaluationPlan, Source
 from core.scoring import ErrorCounts, bootstrap_interval, character_errors, total, word_errors
 from core.train.report import PREDICTIONS
 from core.train.run import Outcome, Run
-from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus
+from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus, training_cuts
 from recipes.lmu_gigaspeech.trained import load_trained
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def transcribe_split(config: Config, ranks: Ranks, model: nn.Module, corpus: Cor
     """Every test utterance once, on all ranks alike."""
     model.eval()
     scorer = build_scorer(
-        config.decode.ngram, vocabulary=corpus.vocabulary, texts=texts_of(source.manifest for source in corpus.sources)
+        config.decode.ngram, vocabulary=corpus.vocabulary, texts=texts_of(training_cuts(corpus.train))
     )
     plan = EvaluationPlan(Source("test", corpus.test.durations_s), config.plan)
     batches = evaluation_batches(plan, corpus.evaluation_set("test"), config=config.loader, ranks=ranks)

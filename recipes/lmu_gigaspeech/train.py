@@ -14,17 +14,17 @@ from typing import Any
 from torch import nn
 
 from core.config import parse_args
-from core.data.stream import TrainStream, evaluation_batches
+from core.data.stream import evaluation_batches
 from core.losses.ctc import intermediate_ctc_loss
 from core.losses.output import LossOutput
 from core.models.flops import batch_flops, ctc_training
 from core.parallel.engine import build_engine
 from core.parameters import describe_parameters, freeze
-from core.samplers.plan import EvaluationPlan, Plan, Source
+from core.samplers.plan import EvaluationPlan, Source
 from core.train.evaluate import evaluate
 from core.train.loop import fit
 from core.train.run import Outcome, Run, run_job
-from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus, build_model
+from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus, build_model, build_stream
 from recipes.lmu_gigaspeech.decode import Predictions, count_errors
 from recipes.lmu_gigaspeech.score import score_test
 
@@ -39,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(config: Config, run: Run) -> Outcome:
     """One link: data, model, engine, loop; the test split is scored once, after the last step."""
     corpus = Corpus.open(config, run.directory, ranks=run.ranks)
-    plan = Plan([source.planned for source in corpus.sources], config.plan, seed=run.seed)
-    dataset = corpus.training_set(plan, seed=run.seed)
-    data = TrainStream(plan, dataset, config=config.loader, ranks=run.ranks, accept_data=config.run.accept_data)
+    data = build_stream(config, run, corpus)
     for line in data.describe():
         logger.info(line)
 

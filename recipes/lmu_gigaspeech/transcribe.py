@@ -17,8 +17,7 @@ from torch import Tensor
 
 from core.audio import AudioError, read_audio
 from core.config import load
-from core.data.asr import texts_of
-from core.data.sources import open_sources
+from core.data.asr_corpus import texts_of
 from core.decoding import beam_search, greedy_search
 from core.distributed import Ranks, joined
 from core.features import FeatureStats, LogMel, num_frames
@@ -27,7 +26,7 @@ from core.models.ctc import CTCModel
 from core.parallel.engine import ParallelConfig
 from core.runfiles import CONFIG, ExitCode
 from core.text import CharacterVocabulary
-from recipes.lmu_gigaspeech.assembly import VOCABULARY, Config, load_stats
+from recipes.lmu_gigaspeech.assembly import VOCABULARY, Config, load_stats, open_training_data, training_cuts
 from recipes.lmu_gigaspeech.trained import load_trained
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3"})
@@ -53,7 +52,7 @@ class Transcriber:
         precision = config.parallel.precision if ranks.device.type == "cuda" else "fp32"
         config = replace(config, parallel=ParallelConfig(precision=precision))
         vocabulary = CharacterVocabulary.load(run / VOCABULARY)
-        scorer = _scorer(config, vocabulary) if use_ngram else None
+        scorer = _scorer(config, vocabulary, ranks=ranks) if use_ngram else None
         model = load_trained(config, run, vocabulary=vocabulary, ranks=ranks)
         return cls(config, model, vocabulary, load_stats(config, run), ranks.device, use_ngram, scorer)
 
@@ -148,8 +147,8 @@ def _transcribe(transcriber: Transcriber, path: Path, *, stream: bool) -> int:
     return num_bad
 
 
-def _scorer(config: Config, vocabulary: CharacterVocabulary) -> WeightedScorer | None:
-    texts = texts_of(source.manifest for source in open_sources(Path(config.data.train)))
+def _scorer(config: Config, vocabulary: CharacterVocabulary, *, ranks: Ranks) -> WeightedScorer | None:
+    texts = texts_of(training_cuts(open_training_data(config.data, ranks=ranks)))
     return build_scorer(config.decode.ngram, vocabulary=vocabulary, texts=texts)
 
 
