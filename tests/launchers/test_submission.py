@@ -14,53 +14,33 @@ from launchers.submission import Run, slurm_parameters, submission_text
 
 SUBS = sorted(ROOT.glob("recipes/*/*.sub"))
 
-GOLDEN = """\
-#!/bin/bash
-
-# Parameters
-#SBATCH --cpus-per-task=8
-#SBATCH --dependency=afterany:41
-#SBATCH --gpus-per-node=2
-#SBATCH --hint=nomultithread
-#SBATCH --job-name=my-run
-#SBATCH --mem=64G
-#SBATCH --nodes=1
-#SBATCH --ntasks-per-node=2
-#SBATCH --open-mode=append
-#SBATCH --output=@RUNS@/my-run/logs/link_3/%j_0_log.out
-#SBATCH --requeue
-#SBATCH --signal=USR1@300
-#SBATCH --time=04:00:00
-
-# setup
-trap : TERM USR1 USR2
-export PYTHONPATH=@CODE@:/elsewhere
-
-# command
-export SUBMITIT_EXECUTOR=slurm
-@PYTHON@ -u -m submitit.core._submit @RUNS@/my-run/logs/link_3
-# which runs
-# ['env', 'BATON_RUNS=@RUNS@', 'BATON_LINK=3', 'BATON_LINK_SEED=@SEED@', @START@, 'bash', '@SUB@', @REST@]
-"""
+GOLDEN = Path(__file__).parent / "golden"  # RECIPE_FILE.txt: what sbatch gets, with @WORDS@ for what differs by machine
 
 
-def test_golden_text_of_a_link_on_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:/elsewhere")
-    sub, code = "recipes/lmu_gigaspeech/job_2gpu.sub", tmp_path / ".code" / "ab12"
-    run = Run(tmp_path / "my-run", read_header(ROOT / sub), ["a.b=$(x) y"], seed_base=9, cluster="slurm", code=code)
+def as_submitted(sub: Path, folder: Path) -> str:
+    """Link 3 of a run of `sub`, behind job 41, with @WORDS@ for what differs by machine."""
+    code = folder / ".code" / "ab12"
+    run = Run(folder / "my-run", read_header(sub), ["a.b=$(x) y"], seed_base=9, cluster="slurm", code=code)
     text = submission_text(run, 3, after="41")
-    words = {
-        "RUNS": str(tmp_path),
-        "PYTHON": shlex.quote(sys.executable),
-        "SUB": str(code / sub),
-        "SEED": str(link_seed(9, 3)),
-    }
-    words |= {"CODE": str(code), "START": f"'{sys.executable}', '-P', '-m', 'launchers.slurm_link', 'my-run'"}
-    words["REST"] = "'run.name=my-run', 'a.b=$(x) y'"
-    golden = GOLDEN
-    for word, value in words.items():
-        golden = golden.replace(f"@{word}@", value)
-    assert text == golden
+    words = {f"'{sys.executable}'": "'@PYTHON@'", shlex.quote(sys.executable): "@PYTHON@", str(code): "@CODE@"}
+    words |= {str(folder): "@RUNS@", str(link_seed(9, 3)): "@SEED@"}
+    for value, word in words.items():
+        text = text.replace(value, word)
+    return text.replace("\n'@PYTHON@'", "\n@PYTHON@")  # quoted in the shell where its path has a space
+
+
+@pytest.mark.parametrize("sub", SUBS, ids=[f"{sub.parent.name}/{sub.stem}" for sub in SUBS])
+def test_golden_text_of_a_link_on_slurm(sub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A new .sub file gets its golden text from what this prints, once a person has read it."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}:/elsewhere")
+    text = as_submitted(sub, tmp_path)
+    golden = GOLDEN / f"{sub.parent.name}_{sub.stem}.txt"
+    assert golden.exists(), f"{golden} is missing; what would be submitted:\n{text}"
+    assert text == golden.read_text(encoding="utf-8")
+
+
+def test_every_golden_text_belongs_to_a_file() -> None:
+    assert {path.stem for path in GOLDEN.iterdir()} == {f"{sub.parent.name}_{sub.stem}" for sub in SUBS}
 
 
 @pytest.mark.parametrize("sub", SUBS, ids=[f"{sub.parent.name}/{sub.stem}" for sub in SUBS])
