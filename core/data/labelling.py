@@ -69,9 +69,11 @@ class Labelling:
             shards = self._feature_shards(facts)
             if shards is None:
                 return None
-            fit = fit_kmeans(FrameShards(shards), self.config.kmeans, seed=self.seed, ranks=self.ranks)
-            mean = fit.inertia / len(FrameShards(shards))
+            frames = FrameShards(shards)
+            fit = fit_kmeans(frames, self.config.kmeans, seed=self.seed, ranks=self.ranks)
+            mean = fit.inertia / len(frames)
             logger.info("k-means: %d iterations, mean squared distance %.4f", fit.num_iterations, mean)
+            self.ranks.barrier()  # nobody reads the features any more
             if self.ranks.is_first:
                 fit.codebook.save(path, **facts)
                 self._remove_features(shards)
