@@ -1,10 +1,63 @@
 """The loss of HuBERT: which cluster is hidden under the mask (Hsu et al. 2021, arXiv:2106.07447, eq. 3 and 4)."""
 
+from dataclasses import replace
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor
 
+from core.config import section
 from core.losses.output import LossOutput, Metrics
+
+
+@section
+class MaskedPredictionConfig:
+    """What the loss is made of, relative to the masked frames.
+
+    `unmasked_weight`: of the frames that are not masked (fairseq's pred_nomask_weight). 0 in the published models; more
+    than 0 makes the convolutions learn sooner where there is little speech, and all frames are predicted, which costs
+    time. `penalty_weight`: of the mean square of the convolutions' features.
+    """
+
+    unmasked_weight: Annotated[float, Field(ge=0)] = 0.0
+    penalty_weight: Annotated[float, Field(ge=0)] = 10.0
+
+
+def frames_to_predict(labels: Tensor, masked_frames: Tensor, config: MaskedPredictionConfig) -> Tensor:
+    """The numbers of the frames whose logits `prediction_loss` takes: the masked ones (B, K), or all (B, T)."""
+    if not config.unmasked_weight:
+        return masked_frames
+    return torch.arange(labels.size(1), device=labels.device).expand_as(labels)
+
+
+def prediction_loss(
+    logits: Tensor,
+    labels: Tensor,
+    num_frames: Tensor,
+    masked_frames: Tensor,
+    penalties: Tensor,
+    *,
+    config: MaskedPredictionConfig,
+) -> LossOutput:
+    """`masked_prediction_loss` plus the weighted cross-entropy of the frames that are not masked.
+
+    logits of `frames_to_predict`: (B, K, N) or (B, T, N); labels (B, T), num_frames (B,), masked_frames (B, K),
+    penalties (B,). Reduction: SUM, to be divided by the number of masked frames. Further metric: `unmasked_accuracy`.
+    """
+    targets, weight = labels.gather(1, masked_frames), config.penalty_weight
+    if not config.unmasked_weight:
+        return masked_prediction_loss(logits, targets, penalties, penalty_weight=weight)
+    index = masked_frames[..., None].expand(-1, -1, logits.size(2))
+    masked = masked_prediction_loss(logits.gather(1, index), targets, penalties, penalty_weight=weight)
+    with torch.autocast(logits.device.type, enabled=False):
+        cross_entropy = F.cross_entropy(logits.float().mT, labels, reduction="none")  # (B, T)
+        is_open = _open_frames(labels, num_frames, masked_frames)
+        unmasked = torch.where(is_open, cross_entropy, 0.0).sum()
+    num_correct = ((logits.detach().argmax(-1) == labels) & is_open).sum()
+    metrics = {**masked.metrics, "unmasked_accuracy": (num_correct, is_open.sum())}
+    return replace(masked, loss_sum=masked.loss_sum + config.unmasked_weight * unmasked, metrics=metrics)
 
 
 def masked_prediction_loss(
@@ -43,11 +96,17 @@ def frame_accuracies(logits: Tensor, labels: Tensor, num_frames: Tensor, masked_
     logits (B, T, N) of all frames, labels (B, T), num_frames (B,), masked_frames (B, K). Metrics `masked_accuracy` and
     `unmasked_accuracy`.
     """
-    is_valid = torch.arange(labels.size(1), device=labels.device) < num_frames[:, None]
-    is_masked = torch.zeros_like(is_valid).scatter_(1, masked_frames, True) & is_valid
-    is_correct = (logits.argmax(-1) == labels) & is_valid
-    is_open = is_valid & ~is_masked
+    is_open = _open_frames(labels, num_frames, masked_frames)
+    is_masked = torch.arange(labels.size(1), device=labels.device) < num_frames[:, None]
+    is_masked &= ~is_open
+    is_correct = logits.argmax(-1) == labels
     return {
         "masked_accuracy": ((is_correct & is_masked).sum(), is_masked.sum()),
         "unmasked_accuracy": ((is_correct & is_open).sum(), is_open.sum()),
     }
+
+
+def _open_frames(labels: Tensor, num_frames: Tensor, masked_frames: Tensor) -> Tensor:
+    """(B, T): True at the frames of a clip that are not masked."""
+    is_valid = torch.arange(labels.size(1), device=labels.device) < num_frames[:, None]
+    return is_valid & ~torch.zeros_like(is_valid).scatter_(1, masked_frames, True)

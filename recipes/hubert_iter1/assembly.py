@@ -11,6 +11,7 @@ from core.data.labelling import LabellingConfig
 from core.data.stream import LoaderConfig
 from core.data.unit_quality import QualityConfig
 from core.distributed import Ranks
+from core.losses.masked_prediction import MaskedPredictionConfig
 from core.mfcc import Convention
 from core.models.hubert import HubertPretraining
 from core.models.hubert_config import HubertConfig
@@ -47,6 +48,7 @@ class Config:
     train: TrainConfig
     optim: OptimConfig
     quality: QualityConfig
+    loss: MaskedPredictionConfig = field(default_factory=MaskedPredictionConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -14,6 +14,7 @@ from core.data.labelling import LabellingConfig
 from core.data.stream import LoaderConfig
 from core.data.unit_quality import QualityConfig
 from core.distributed import Ranks
+from core.losses.masked_prediction import MaskedPredictionConfig
 from core.models.hubert import HubertPretraining
 from core.models.hubert_config import HubertConfig
 from core.optim import OptimConfig
@@ -53,6 +54,7 @@ class Config:
     train: TrainConfig
     optim: OptimConfig
     quality: QualityConfig
+    loss: MaskedPredictionConfig = field(default_factory=MaskedPredictionConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

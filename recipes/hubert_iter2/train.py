@@ -21,7 +21,12 @@ from core.data.labelled_speech import LabelledSpeech, most_frequent_label
 from core.data.layer_drop import LayerDropStream
 from core.data.stream import TrainStream, evaluation_batches
 from core.data.unit_quality import HeldOut, compare
-from core.losses.masked_prediction import frame_accuracies, masked_prediction_loss
+from core.losses.masked_prediction import (
+    MaskedPredictionConfig,
+    frame_accuracies,
+    frames_to_predict,
+    prediction_loss,
+)
 from core.losses.output import LossOutput, Metrics
 from core.models.flops import batch_flops
 from core.models.hubert import HubertPretraining
@@ -75,16 +80,22 @@ def train(config: Config, run: Run) -> Outcome:
     def flops(batch: Any) -> tuple[float, float]:
         return batch_flops(of_frames, num_frames=batch.num_frames.tolist(), padded_frames=batch.labels.size(1))
 
-    outcome = fit(run, engine, data, loss_fn, validate, flops=flops)
+    loss = partial(loss_fn, config=config.loss)
+    outcome = fit(run, engine, data, loss, validate, flops=flops)
     return compare_layers(config, run, outcome) if outcome.finished else outcome
 
 
-def loss_fn(model: nn.Module, batch: Any) -> LossOutput:
+def loss_fn(model: nn.Module, batch: Any, *, config: MaskedPredictionConfig) -> LossOutput:
     """Cross-entropy of the masked frames' clusters, summed over them, and the penalty on the features."""
+    labels, masked = batch.labels, batch.masked_frames
     output = model(
-        batch.audio, batch.num_samples, masked_frames=batch.masked_frames, dropped_layers=batch.dropped_layers
+        batch.audio,
+        batch.num_samples,
+        masked_frames=masked,
+        predicted_frames=frames_to_predict(labels, masked, config),
+        dropped_layers=batch.dropped_layers,
     )
-    return masked_prediction_loss(output.logits, batch.targets, output.penalties)
+    return prediction_loss(output.logits, labels, batch.num_frames, masked, output.penalties, config=config)
 
 
 def score(model: nn.Module, batch: Any, *, most_frequent: int) -> Metrics:

@@ -10,7 +10,13 @@ import torch
 from torch.nn import functional as F
 from torchaudio.models.wav2vec2.components import LogitGenerator
 
-from core.losses.masked_prediction import frame_accuracies, masked_prediction_loss
+from core.losses.masked_prediction import (
+    MaskedPredictionConfig,
+    frame_accuracies,
+    frames_to_predict,
+    masked_prediction_loss,
+    prediction_loss,
+)
 from core.models.hubert import ClusterHead
 from core.models.hubert_config import HubertConfig
 
@@ -49,6 +55,37 @@ def test_the_sum_does_not_depend_on_which_clips_share_a_batch() -> None:
     for name, (numerator, denominator) in whole.metrics.items():
         assert float(numerator) == pytest.approx(sum(float(part.metrics[name][0]) for part in parts), rel=1e-6)
         assert denominator == sum(part.metrics[name][1] for part in parts)
+
+
+def test_unmasked_frames_count_by_their_weight() -> None:
+    """Against a loop over the frames; clip 1 has two frames less, whose labels and logits mean nothing."""
+    torch.manual_seed(0)
+    logits, labels = torch.randn(2, 6, 5), torch.randint(5, (2, 6))
+    num_frames, masked_frames, penalties = torch.tensor([6, 4]), torch.tensor([[1, 4], [0, 3]]), torch.rand(2)
+    config = MaskedPredictionConfig(unmasked_weight=0.25, penalty_weight=2.0)
+    expected = 2.0 * 2 * float(penalties.sum())
+    num_open = num_correct = 0
+    for b in range(2):
+        for t in range(int(num_frames[b])):
+            one = -float(logits[b, t].log_softmax(-1)[labels[b, t]])
+            is_masked = t in masked_frames[b].tolist()
+            expected += one if is_masked else 0.25 * one
+            num_open += not is_masked
+            num_correct += not is_masked and int(logits[b, t].argmax()) == int(labels[b, t])
+    assert frames_to_predict(labels, masked_frames, config).tolist() == [list(range(6))] * 2
+    output = prediction_loss(logits, labels, num_frames, masked_frames, penalties, config=config)
+    assert float(output.loss_sum) == pytest.approx(expected, rel=1e-6)
+    assert tuple(map(int, output.metrics["unmasked_accuracy"])) == (num_correct, num_open)
+
+
+def test_without_weight_only_masked_frames_are_predicted() -> None:
+    torch.manual_seed(0)
+    labels, masked_frames, config = torch.randint(5, (2, 6)), torch.tensor([[1, 4], [0, 3]]), MaskedPredictionConfig()
+    logits, penalties = torch.randn(2, 2, 5), torch.rand(2)
+    assert frames_to_predict(labels, masked_frames, config) is masked_frames
+    output = prediction_loss(logits, labels, torch.tensor([6, 4]), masked_frames, penalties, config=config)
+    wanted = masked_prediction_loss(logits, labels.gather(1, masked_frames), penalties)
+    assert output.loss_sum == wanted.loss_sum and set(output.metrics) == set(wanted.metrics)
 
 
 def test_no_masked_frames_are_a_loss_of_zero_with_gradients() -> None:
