@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from core.config import section
+from core.data.channel import Channel, ChannelConfig
 from core.data.frame_labels import FrameGrid
 from core.data.index import ManifestIndex
 from core.data.label_store import LabelStore, manifest_print
@@ -26,13 +27,15 @@ from core.runfiles import runs_root
 @section
 class LabelledSpeechConfig:
     """`train`: a manifest or a blend, `valid`: a manifest. `labels`: the run that prepared them, by its name under
-    `runs/` or its directory; any folder with label stores `labels/MANIFEST` will do."""
+    `runs/` or its directory; any folder with label stores `labels/MANIFEST` will do. `channel`: what each training crop
+    is heard through, with the labels of the clean one; null: nothing."""
 
     train: str
     valid: str
     labels: str
     crop: CropConfig = field(default_factory=CropConfig)
     mask: MaskConfig = field(default_factory=MaskConfig)
+    channel: ChannelConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,9 @@ class LabelledSpeech:
         ]
 
     def training_set(self, stores: list[LabelStore], *, grid: FrameGrid, seed: int) -> MaskedSpeech:
-        crop, mask = self.config.crop, self.config.mask
-        return MaskedSpeech(self.training_indexes, stores[:-1], grid, crop, mask, seed=seed)
+        crop, mask, channel = self.config.crop, self.config.mask, self.config.channel
+        through = None if channel is None else Channel(channel, grid.sample_rate_hz)
+        return MaskedSpeech(self.training_indexes, stores[:-1], grid, crop, mask, seed=seed, channel=through)
 
     def validation_set(self, stores: list[LabelStore], *, grid: FrameGrid, seed: int) -> MaskedSpeech:
         """With the same crops and masks each time."""

@@ -16,6 +16,7 @@ from pydantic import Field
 from torch import Tensor
 
 from core.config import section
+from core.data.channel import Channel
 from core.data.frame_labels import Crop, FrameGrid, at_grid, matched
 from core.data.index import ManifestIndex
 from core.data.label_store import LabelStore
@@ -94,8 +95,8 @@ class _Row:
 class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
     """`dataset[draws]` is the batch of one micro-batch of the plan; for training and for evaluation.
 
-    `labels` has a store for each index. An evaluation, whose draws are the same each time, gets the same crops and
-    masks each time.
+    `labels` has a store for each index. `channel`: what each crop is heard through; None: as it was recorded. An
+    evaluation, whose draws are the same each time, gets the same crops and masks each time.
     """
 
     indexes: Sequence[ManifestIndex]
@@ -104,6 +105,7 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
     crop: CropConfig
     mask: MaskConfig
     seed: int
+    channel: Channel | None = None
     segment: int = 0  # of the plan: the epochs of each begin at 0
 
     def __post_init__(self) -> None:
@@ -149,6 +151,8 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
         if num_frames <= self.mask.length:
             raise BadSample(cut.id, f"{num_frames} frames, too few for spans of {self.mask.length}", "")
         samples = samples[: self.grid.num_samples(num_frames)]
+        if self.channel is not None:
+            samples = self.channel(samples, rng=rng)
         if self.crop.normalize:
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-5)
         return _Row(cut.id, samples, labels[place.first_frame : place.first_frame + num_frames])
