@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 CONFIG = "config.yaml"
+RUN_CONTEXT = "run_context.json"
+RESOLVED_CONFIG = "resolved_config.yaml"
 LEDGER = "chain.jsonl"
 METRICS = "metrics.jsonl"
+TRAIN_LOG = "train.log"
 SCORES = "scores.json"
 SAMPLES = "samples.jsonl"
 BAD_SAMPLES = "bad_samples.jsonl"
@@ -24,10 +27,12 @@ OUT_OF_MEMORY = "out_of_memory.jsonl"
 REPORT = "report.html"
 PICTURE = "report.png"
 CLUSTERS = "clusters.png"
+SIMILARITIES = "similarities.png"
 TENSORBOARD = "tensorboard"
 LOGS = "logs"
 CHECKPOINTS = "checkpoints"
 LEASE = "lease.json"
+LINEAGE = "lineage.json"  # among the checkpoints: the step that each job went on from
 
 DONE = "DONE"  # the last step is reached: later links have nothing to do
 STOP = "STOP"  # a person cancelled the run: no link trains until `extend` removes it
@@ -180,6 +185,19 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if isinstance(record, dict):
                 yield record
+
+
+def read_lineage(checkpoints: Path) -> dict[int, int]:
+    """The step that each job went on from, by the token of its lease; empty where no job followed another."""
+    try:
+        return {int(token): int(step) for token, step in read_json(checkpoints / LINEAGE).items()}
+    except (OSError, ValueError, AttributeError, TypeError):  # it appears whole: what is damaged was damaged by hand
+        return {}
+
+
+def is_overtaken(lineage: Mapping[int, int], *, token: int, step: int) -> bool:
+    """Whether a job saved this step for nothing: a later one went on from before it."""
+    return any(later > token and resumed < step for later, resumed in lineage.items())
 
 
 def record_link(run_directory: Path, *, event: str, link: int, **facts: Any) -> None:

@@ -22,7 +22,7 @@ from launchers.environment import ROOT, SUPPORTED_PYTHONS, Requirement, requirem
 from launchers.machine import num_cores, slurm_answers, visible_gpus
 
 WIDTH = 80
-TIMEOUT_S = 60.0
+TIMEOUT_S = 120.0  # a login node may read torch from a slow disk
 LEAST_FREE_GIB = 5.0
 LEAST_MEMORY_GIB = 4.0
 CLIP = Path("manifests/demo/english/added.ogg")

@@ -20,7 +20,9 @@ from core.runfiles import (
     METRICS,
     STOP,
     ExitCode,
+    is_overtaken,
     read_json,
+    read_lineage,
     read_records,
 )
 
@@ -119,10 +121,22 @@ def newest_step(run: Path, links: Sequence[Link] | None = None) -> int:
     planned = (ExitCode.DONE, ExitCode.CONTINUE)
     links = read_links(run) if links is None else links
     steps = [link.step or 0 for link in links if link.exit_code in planned]
-    for marker in run.glob(f"{CHECKPOINTS}/step_*/COMPLETE"):
-        digits = marker.parent.name.removeprefix("step_")
-        steps.append(int(digits) if digits.isdigit() else 0)
-    return max(steps, default=0)
+    return max([*steps, _saved_step(run / CHECKPOINTS)])
+
+
+def _saved_step(checkpoints: Path) -> int:
+    """Of the newest complete checkpoint that counts; 0 where there is none."""
+    lineage = read_lineage(checkpoints)
+    names = ((marker.parent.name.removeprefix("step_"), marker) for marker in checkpoints.glob("step_*/COMPLETE"))
+    markers = {int(digits): marker for digits, marker in names if digits.isdigit()}
+    for step in sorted(markers, reverse=True):
+        try:
+            token = int(read_json(markers[step])["token"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return step  # damaged perhaps: the next link will see
+        if not is_overtaken(lineage, token=token, step=step):
+            return step
+    return 0
 
 
 def latest_metrics(run: Path) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """What the ranks of a preflight found on their nodes, judged: each fault with the node or ranks that it belongs to."""
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from launchers.check import LEAST_FREE_GIB
 from launchers.header import Header
 
+LISTENED_TO = ("SIGUSR1", "SIGUSR2", "SIGTERM", "SIGINT")  # by the ranks
 LARGEST_CLOCK_DIFFERENCE_S = 2.0
-LEAST_FREE_GIB = 5.0
 LEAST_GIGABYTES_PER_S = {"cuda": 1.0, "cpu": 0.02}  # below, ranks wait for one another more than they compute
 
 
@@ -26,7 +28,7 @@ def judge(reports: Sequence[Report], header: Header, *, num_ranks: int, versions
     found = [_ranks(reports, num_ranks)]
     if not reports:
         return found
-    found += [_gpus(reports, header), _disk(reports), _versions(reports, versions)]
+    found += [_gpus(reports, header), _disk(reports), _paths(reports), _versions(reports, versions)]
     met = [report for report in reports if report["phase"] != "started"]
     if len(met) == num_ranks:
         found += [_clock(met), _bandwidth(met), _signal(met)]
@@ -74,6 +76,16 @@ def _disk(reports: Sequence[Report]) -> Finding:
     return Finding("node disk", is_enough, words if is_enough else f"{words}; at least {LEAST_FREE_GIB:.0f} are wanted")
 
 
+def _paths(reports: Sequence[Report]) -> Finding:
+    nodes: dict[str, set[str]] = {}
+    for report in reports:
+        for absent in report["absent"]:
+            nodes.setdefault(absent, set()).add(report["node"])
+    absent = [f"{path} on {', '.join(sorted(where))}" for path, where in nodes.items()]
+    words = f"there is no {'; no '.join(absent)}" if absent else "nothing that the data section names is missing"
+    return Finding("node paths", not absent, words)
+
+
 def _versions(reports: Sequence[Report], here: Mapping[str, str]) -> Finding:
     differences = []
     for name, version in here.items():
@@ -108,3 +120,11 @@ def _signal(reports: Sequence[Report]) -> Finding:
     if deaf:
         return Finding("signals", False, f"a stop signal was sent and did not reach {deaf}")
     return Finding("signals", True, f"every rank got {reports[0]['signal']}")
+
+
+def signal_name(text: str) -> str:
+    """`USR1`, `SIGUSR1` or `10` as `SIGUSR1`."""
+    try:
+        return signal.Signals(int(text)).name
+    except ValueError:  # no number, or that of no signal
+        return f"SIG{text.removeprefix('SIG')}"

@@ -1,14 +1,14 @@
 """`preflight`: would this .sub file work here? Checks that cost seconds, before a job that costs days."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from core.runfiles import ExitCode
 from launchers.header import Header, HeaderError, read_header
 from launchers.machine import num_cores, slurm_answers
 from launchers.node_reports import Finding
-from launchers.preflight_here import config, device, disk, packages, python, script
+from launchers.preflight_here import config, machine, script
 from launchers.tables import colored, console, table
 
 
@@ -23,10 +23,11 @@ def preflight(sub: Path, *, overrides: list[str], only_here: bool, wait_s: float
         findings.append(Finding("header", False, f"{sub}: {error.strerror}"))
     except HeaderError as error:
         findings += [Finding("header", False, problem) for problem in error.problems]
-    for check in (python, packages, disk, device):
-        findings += check()
+    findings += machine()
     if header is not None:
-        findings += [*script(header), *config(header, overrides), *_cluster(header, only_here=only_here, wait_s=wait_s)]
+        resolved, paths = config(header, overrides)
+        findings += [*script(header), *resolved]
+        findings += _cluster(header, paths, only_here=only_here, wait_s=wait_s)
     shown = table("check", "", "finding")
     for what, is_well, words in findings:
         shown.add_row(what, colored("ok", "green") if is_well else colored("NO", "red"), words.replace("[", "\\["))
@@ -40,8 +41,8 @@ def _resources(header: Header) -> str:
     return f"{header.num_nodes} x {header.tasks_per_node} ranks{gpus}, time {limit}"
 
 
-def _cluster(header: Header, *, only_here: bool, wait_s: float) -> Iterator[Finding]:
-    """Where links would run, and what is to be found there."""
+def _cluster(header: Header, paths: Mapping[str, str], *, only_here: bool, wait_s: float) -> Iterator[Finding]:
+    """Where links would run, and what is to be found there. `paths`: those that must be there too, by their keys."""
     is_slurm = slurm_answers()
     words = "SLURM answers" if is_slurm else f"no SLURM answers: links would run here, on {num_cores()} cores"
     yield Finding("cluster", True, words)
@@ -52,4 +53,4 @@ def _cluster(header: Header, *, only_here: bool, wait_s: float) -> Iterator[Find
 
     if is_slurm:
         print(f"checking the nodes with a short job (at most {wait_s:.0f} s in the queue) ...", file=sys.stderr)
-    yield from check_nodes(header, cluster="slurm" if is_slurm else "local", wait_s=wait_s)
+    yield from check_nodes(header, paths, cluster="slurm" if is_slurm else "local", wait_s=wait_s)

@@ -1,56 +1,28 @@
-"""The checks of `preflight` that need no node: environment, disk, the .sub file, its configuration, its paths."""
+"""The checks of `preflight` that need no node: this machine, the .sub file, its configuration, its paths."""
 
 import os
 import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
-from core.runfiles import runs_root
-from launchers.environment import ROOT, missing
+from launchers import check
+from launchers.check import TIMEOUT_S
+from launchers.environment import ROOT
 from launchers.header import Header
-from launchers.machine import visible_gpus
-from launchers.node_reports import LEAST_FREE_GIB, Finding
+from launchers.node_reports import LISTENED_TO, Finding, signal_name
 
-TIMEOUT_S = 120.0
 PATTERN = re.compile(r"[*?{]|://")  # many files, or not a file of this machine
 
 
-def python() -> Iterator[Finding]:
-    yield Finding("python", True, f"{sys.version.split()[0]} in {sys.prefix}")
-
-
-def packages() -> Iterator[Finding]:
-    lacking = missing()
-    yield Finding("packages", not lacking, ", ".join(lacking) or "all there, in the ranges of pyproject.toml")
-
-
-def disk() -> Iterator[Finding]:
-    """Room for runs, found out by writing."""
-    root = runs_root()
-    nearest = next(path for path in (root, *root.parents) if path.exists())
-    is_writable = os.access(nearest, os.W_OK) and nearest.is_dir()
-    words = f"{root}{'' if root == nearest else ' (will be made)'}"
-    yield Finding("runs", is_writable, words if is_writable else f"{words}: {nearest} cannot be written")
-    free_gib = shutil.disk_usage(nearest).free / 2**30
-    yield Finding("disk", free_gib >= LEAST_FREE_GIB, f"{free_gib:.0f} GiB free (at least {LEAST_FREE_GIB:.0f} wanted)")
-
-
-def device() -> Iterator[Finding]:
-    """What torch sees, asked in a process of its own: the launcher never imports it."""
-    program = "import torch; print(torch.__version__, torch.cuda.device_count())"
-    answer = _run([sys.executable, "-c", program])
-    if answer.returncode != 0:
-        yield Finding("torch", False, _last_line(answer))
-        return
-    version, count = answer.stdout.split()
-    driver = len(visible_gpus())
-    words = f"{version} sees {count} GPUs here"
-    if driver and count == "0":
-        words += f", the driver has {driver}: this is a CPU build (rm -rf .venv and start again)"
-    yield Finding("torch", count != "0" or not driver, words)
+def machine() -> Iterator[Finding]:
+    """What `./run.sh check` finds here; of the packages only what is wrong with them. Jobs have GPUs of their own."""
+    wrong = [one for one in check.packages() if one.state == "fail"]
+    for one in (*check.python(), *wrong, *check.disk(), *check.devices()):
+        is_well = one.state == "ok" or (one.state, one.what) == ("warn", "gpu")
+        yield Finding(one.what, is_well, one.words if is_well else f"{one.words}: {one.advice}")
+    if not wrong:
+        yield Finding("packages", True, "all there, in the ranges of pyproject.toml")
 
 
 def script(header: Header) -> Iterator[Finding]:
@@ -65,13 +37,19 @@ def script(header: Header) -> Iterator[Finding]:
         yield Finding("script", False, f"line {late}: sbatch ignores #SBATCH lines after the first command")
     else:
         yield Finding("script", True, f"{header.path.name} reads well")
-    notice = header.options.get("signal", "")
-    if re.match(r"R?B", notice.partition(":")[0]) and ":" in notice:
-        yield Finding("notice", False, f"--signal={notice}: B: gives the signal to the shell only; no rank would save")
-    elif not notice:
-        yield Finding("notice", True, "no --signal: a link stops by its own clock; with USR1@120 also when preempted")
-    else:
-        yield Finding("notice", True, f"--signal={notice}")
+    yield _notice(header.options.get("signal", ""))
+
+
+def _notice(option: str) -> Finding:
+    """What `--signal=[R|B:]SIGNAL[@SECONDS]` means for the ranks."""
+    if not option:
+        return Finding("notice", True, "no --signal: a link stops by its own clock; with USR1@120 also when preempted")
+    to, _, rest = option.rpartition(":")
+    if "B" in to:
+        return Finding("notice", False, f"--signal={option}: B: gives the signal to the shell only; no rank would save")
+    if signal_name(rest.partition("@")[0]) not in LISTENED_TO:
+        return Finding("notice", False, f"--signal={option}: no rank listens to that; use USR1@120")
+    return Finding("notice", True, f"--signal={option}")
 
 
 def _late_options(text: str) -> int | None:
@@ -84,34 +62,38 @@ def _late_options(text: str) -> int | None:
     return None
 
 
-def config(header: Header, overrides: list[str]) -> Iterator[Finding]:
-    """The .sub's own command with `--check`: it prints the resolved config and exits before it loads anything."""
+def config(header: Header, overrides: list[str]) -> tuple[list[Finding], dict[str, str]]:
+    """By the .sub's own command with `--check`, which prints the resolved config and exits before it loads anything.
+
+    Also the paths that its `data` section names, by their keys.
+    """
     if "python -m recipes." not in header.path.read_text(encoding="utf-8"):
-        yield Finding("config", True, "not checked: the file runs no recipe")
-        return
+        return [Finding("config", True, "not checked: the file runs no recipe")], {}
     here = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     here["BATON_LOCAL_TASKS"] = "1"
     arguments = [f"run.name={header.job_name}", "--check", *overrides]
     answer = _run(["bash", str(header.path.absolute()), *arguments], env=here)
     if answer.returncode != 0:
-        for line in (answer.stderr.strip() or f"exit code {answer.returncode}").splitlines()[-20:]:
-            yield Finding("config", False, line)
-        return
-    yield Finding("config", True, "resolved without a mistake")
-    yield from paths(answer.stdout)
+        lines = (answer.stderr.strip() or f"exit code {answer.returncode}").splitlines()[-20:]
+        return [Finding("config", False, line) for line in lines], {}
+    named = paths(answer.stdout)
+    absent = [
+        Finding("paths", False, f"{key}: there is no {path}") for key, path in named.items() if not is_there(path)
+    ]
+    all_there = Finding("paths", True, f"all {len(named)} that the data section names are there")
+    return [Finding("config", True, "resolved without a mistake"), *(absent or [all_there])], named
 
 
-def paths(resolved: str) -> Iterator[Finding]:
-    """Whether what the `data` section of a resolved config names is there."""
+def paths(resolved: str) -> dict[str, str]:
+    """What the `data` section of a resolved config names, by its keys."""
     import yaml
 
     found = yaml.safe_load(resolved)
-    named = list(_paths(found.get("data") if isinstance(found, dict) else None, "data"))
-    absent = [(key, path) for key, path in named if not (ROOT / path).exists()]
-    for key, path in absent:
-        yield Finding("paths", False, f"{key}: there is no {path}")
-    if not absent:
-        yield Finding("paths", True, f"all {len(named)} that the data section names are there")
+    return dict(_paths(found.get("data") if isinstance(found, dict) else None, "data"))
+
+
+def is_there(path: str) -> bool:
+    return (ROOT / path).exists()
 
 
 def _paths(value: Any, key: str) -> Iterator[tuple[str, str]]:

@@ -3,22 +3,28 @@
     runs/.code/3f9a0c41b2d7/     everything tracked by git, and what is new in it and looks like code, copied;
                                  what git ignores (.venv, data/, runs/) and other new files, as links to the checkout
 
-Copies with the same content are one copy. A link starts in it, so relative paths mean what they mean in the checkout.
+Equal copies of one person are one copy. A link starts in it, so relative paths mean what they mean in the checkout. A
+copy that no run's ledger names goes with the first launch that finds it a day old.
 """
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from core.runfiles import fsync_directory
+from core.runfiles import LEDGER, fsync_directory
 
 FOLDER = ".code"
+LOCK = ".lock-"  # and the user: where a folder of runs is shared, everyone has copies of their own
 GIT_TIMEOUT_S = 60.0
+UNUSED_S = 86400.0  # a launch takes its copy first and writes its ledgers later, after sbatch has answered
 CODE = (".py", ".sub", ".sh", ".yaml", ".yml")
 SITE = "slurm/cluster.sh"  # ignored by git, but read by every link
 LEFT_OUT = frozenset((".git", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"))
@@ -40,22 +46,63 @@ class Snapshot(NamedTuple):
 
 
 def take_snapshot(checkout: Path, runs: Path, *, is_dry: bool = False) -> Snapshot:
-    """Copy the checkout as it is now, or find the copy that equals it. `is_dry`: only say where it would be."""
+    """Copy the checkout as it is now, or find the copy that equals it; copies that no run needs any more go.
+
+    `is_dry`: only say where it would be.
+    """
     contents = _contents(checkout)
     digest = hashlib.sha256()
     for name in contents.copied:
         digest.update(f"{name}\0{os.access(checkout / name, os.X_OK)}\0".encode())
         digest.update(hashlib.sha256((checkout / name).read_bytes()).digest())
-    digest.update("\n".join([str(checkout), *contents.linked]).encode())
+    digest.update("\n".join([str(os.geteuid()), str(checkout), *contents.linked]).encode())
     root = runs / FOLDER / digest.hexdigest()[:12]
-    if not is_dry and not root.exists():
-        _fill(root, checkout, contents)
+    if not is_dry:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(root.parent):
+            if root.exists():
+                os.utime(root)
+            else:
+                _fill(root, checkout, contents)
+            unused = _put_away_unused(runs)
+        for path in unused:
+            shutil.rmtree(path, ignore_errors=True)  # links in it are removed, not followed
     return Snapshot(root, contents.new)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One launcher at a time takes a copy or removes some."""
+    descriptor = os.open(folder / f"{LOCK}{os.geteuid()}", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _put_away_unused(runs: Path) -> list[Path]:
+    """Copies that no ledger names and no launch took lately, and what killed launchers left; under names to remove."""
+    old = [path for path in (runs / FOLDER).iterdir() if not path.name.startswith(LOCK) and _is_old(path.lstat())]
+    try:
+        ledgers = [path.read_bytes() for path in runs.glob(f"*/{LEDGER}")] if old else []
+    except OSError:
+        return []  # what it names is not known
+    put_away = []
+    for path in old:
+        if not any(f"{FOLDER}/{path.name}".encode() in ledger for ledger in ledgers):
+            gone = path if path.name.startswith(".") else path.with_name(f".{path.name}.gone")
+            os.rename(path, gone)
+            put_away.append(gone)
+    return put_away
+
+
+def _is_old(facts: os.stat_result) -> bool:
+    return facts.st_uid == os.geteuid() and facts.st_mtime < time.time() - UNUSED_S
 
 
 def _fill(root: Path, checkout: Path, contents: Contents) -> None:
     """Make the copy beside its place and rename it, so that it is whole or not there."""
-    root.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=root.parent, prefix=f".{root.name}."))
     try:
         for name in contents.copied:
@@ -68,8 +115,7 @@ def _fill(root: Path, checkout: Path, contents: Contents) -> None:
         os.rename(temporary, root)
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
-        if not root.exists():  # another launcher may have been quicker
-            raise
+        raise
 
 
 def _contents(checkout: Path) -> Contents:

@@ -11,21 +11,17 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.data import DataLoader
-
-from core.data.batch import Batch, Sample
+from core.data.batch import Sample
 from core.data.dataset import MakeSample
 from core.data.shar import Shar
 from core.data.shar_batches import BUFFER_CUTS, SharBatches
 from core.data.shares import check_same, check_shares
-from core.data.stream import LoaderConfig, Step
+from core.data.stream import LoaderConfig, Step, load
 from core.distributed import Ranks
 from core.runfiles import link_from_environment
 from core.samplers.admission import Source, admit
 from core.samplers.plan import PlanConfig, check_dp_size
 from core.seeding import key64
-from core.signals import ignore_stop_signals
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +116,7 @@ class SharStream:
             first_reader=self._first_reader,
             num_readers=self.num_readers,
         )
-        batches = iter(_load(dataset, config=self._config, ranks=self._ranks))
+        batches = iter(load(dataset, config=self._config, ranks=self._ranks))
         own = self._plan.micro_batches_per_step // self._ranks.dp_size
         for number in count(1):
             step = [next(batches) for _ in range(own)]
@@ -149,22 +145,6 @@ class SharStream:
                 f"{self._shar} by run.accept_data=true"
             )
         return position["plan"]["segment"], position.get("steps", 0), position.get("examples", 0)
-
-
-def _load(dataset: SharBatches, *, config: LoaderConfig, ranks: Ranks) -> "DataLoader[Batch]":
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        num_workers=config.num_workers,
-        prefetch_factor=config.prefetch if config.num_workers else None,
-        pin_memory=ranks.device.type == "cuda",
-        worker_init_fn=_start_worker,
-    )
-
-
-def _start_worker(worker: int) -> None:
-    ignore_stop_signals()
-    torch.set_num_threads(1)
 
 
 def _advice(num_shards: int, dp_size: int) -> str:

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from core.config import section
 from core.data.planned_dataset import PlannedDataset
@@ -102,9 +102,13 @@ def evaluation_batches(
 
 
 def load(
-    dataset: PlannedDataset, draws: Iterable[Sequence[Draw]], *, config: LoaderConfig, ranks: Ranks
+    dataset: PlannedDataset | IterableDataset[Any],
+    draws: Iterable[Sequence[Draw]] | None = None,
+    *,
+    config: LoaderConfig,
+    ranks: Ranks,
 ) -> Iterable[Any]:
-    """The batches of `draws`, in their order, read ahead by the workers."""
+    """The batches of `draws`, in their order, or those that the dataset itself yields; read ahead by the workers."""
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # it asks for torch's own base class, and uses no more than the protocol
         sampler=draws,

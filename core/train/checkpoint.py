@@ -24,6 +24,7 @@ from core.distributed import Ranks
 from core.runfiles import read_json, write_json
 from core.train import checkpoint_files as files
 from core.train.hashes import damage
+from core.train.lease import is_fenced
 from core.train.retention import BestConfig, best_first, outlived
 from core.train.saving import CheckpointError, Save, StorageError
 
@@ -35,7 +36,8 @@ T = TypeVar("T")
 
 @section
 class CheckpointConfig:
-    """When to save (every `every_steps`), and what to keep: the last ones, every so many steps, the best by a metric.
+    """When to save (every `every_steps`), and what to keep: the last ones, every so many steps, the best by a metric
+    or by each of several.
 
     `asynchronous`: write in the background while training goes on.
     """
@@ -43,8 +45,15 @@ class CheckpointConfig:
     every_steps: Annotated[int, Field(ge=1)] | None = None
     keep_last: Annotated[int, Field(ge=1)] = 2
     keep_every_steps: Annotated[int, Field(ge=1)] | None = None
-    keep_best: BestConfig | None = None
+    keep_best: BestConfig | list[BestConfig] | None = None
     asynchronous: bool = True
+
+    @property
+    def rankings(self) -> list[BestConfig]:
+        """By what the best are kept."""
+        if isinstance(self.keep_best, BestConfig):
+            return [self.keep_best]
+        return self.keep_best or []
 
 
 class Engine(Protocol):
@@ -110,9 +119,10 @@ class CheckpointStore:
             under_way.result()
 
     def record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """What the checkpoint of `step` scored, for keep_best; it may still be on its way to the disk."""
+        """What else the checkpoint of `step` scored, for keep_best; it may still be on its way to the disk."""
         if self._ranks.is_first:
-            self._metrics[step] = {name: value for name, value in metrics.items() if isfinite(value)}
+            known = self._metrics.get(step, {})
+            self._metrics[step] = known | {name: value for name, value in metrics.items() if isfinite(value)}
             self._write_metrics(step)
 
     def newest(self) -> Path | None:
@@ -126,10 +136,10 @@ class CheckpointStore:
         return complete[-1].step if complete else None
 
     def best(self) -> Path | None:
-        """The best complete checkpoint by keep_best; None where nothing is scored."""
-        if self._config.keep_best is None:
+        """The best complete checkpoint by keep_best, the first of several; None where nothing is scored."""
+        if not self._config.rankings:
             return None
-        ranked = best_first(files.list_complete(self._directory), self._config.keep_best)
+        ranked = best_first(files.list_complete(self._directory), self._config.rankings[0])
         return ranked[0].directory if ranked else None
 
     def restore(self, engine: Engine) -> dict[str, Any] | None:
@@ -140,7 +150,7 @@ class CheckpointStore:
         self.wait()
         candidates, history = self._on_first(self._look, failed=str)
         damaged: list[Path] = []
-        for name in candidates:
+        for step, name in candidates:
             path = self._directory / name
             if problem := self._damage(path):
                 damaged.append(path)
@@ -148,12 +158,14 @@ class CheckpointStore:
                 continue
             state = self._load(engine, path, weights_only=False)
             self._set_aside(damaged)
+            self._go_on_from(step)
             return state
         if history:
             raise CheckpointError(
                 f"{self._directory} has checkpoints, but none can be loaded: {', '.join(history)}; "
                 "repair one, or move them away to start over"
             )
+        self._go_on_from(0)
         return None
 
     def load_weights_only(self, engine: Engine, path: Path) -> None:
@@ -192,24 +204,26 @@ class CheckpointStore:
 
     def _write_metrics(self, step: int) -> None:
         """Called when metrics come and when a checkpoint is complete, whichever is later."""
-        final = files.final_directory(self._directory, step=step)
-        if step in self._metrics and (final / files.COMPLETE).exists():
+        found = next((one for one in files.list_complete(self._directory) if one.step == step), None)
+        if step in self._metrics and found is not None and (found.token() or 0) <= self._token:
             try:
-                write_json(final / files.METRICS, self._metrics[step])
+                write_json(found.directory / files.METRICS, found.metrics() | self._metrics[step])
             except OSError as error:  # on rank 0 only; the next save tells all of them
-                logger.warning("the score of checkpoint %s is not written: %s", final, error)
+                logger.warning("the score of checkpoint %s is not written: %s", found.directory, error)
 
     def _remove_outlived(self) -> None:
         """Called once there is a newer one; what cannot be removed stays."""
+        if is_fenced(self._directory.parent, token=self._token):
+            return  # another job has taken the run over, and goes on from what is there
         complete = files.list_complete(self._directory)
         old = outlived(
             complete,
             keep_last=self._config.keep_last,
             keep_every_steps=self._config.keep_every_steps,
-            keep_best=self._config.keep_best,
+            keep_best=self._config.rankings,
         )
-        unmarked = [c for c in files.list_unmarked(self._directory) if c.step < complete[-1].step]
-        for checkpoint in old + unmarked:
+        void = [*files.list_unmarked(self._directory), *files.list_overtaken(self._directory)]
+        for checkpoint in old + [one for one in void if one.step < complete[-1].step]:
             try:
                 files.remove(checkpoint, token=self._token)
             except (OSError, ValueError, KeyError) as error:
@@ -217,14 +231,16 @@ class CheckpointStore:
 
     # ---- loading
 
-    def _look(self) -> tuple[list[str], list[str]]:
-        """Names to try, best first, and names of all that there ever was. What dead processes left is removed."""
+    def _look(self) -> tuple[list[tuple[int, str]], list[str]]:
+        """(step, name) to try, best first, and names of all that ever were. What dead processes left is removed."""
         for name in files.remove_temporary(self._directory, token=self._token):
             logger.warning("removed %s, which was never finished", self._directory / name)
+        for one in files.list_overtaken(self._directory):
+            logger.warning("%s is left out: another job had taken the run over before it appeared", one.directory)
         newest_first = reversed(files.list_checkpoints(self._directory))
         # One without a marker may still hold: the process was killed between the rename and the marker.
-        names = [c.directory.name for c in sorted(newest_first, key=lambda c: not c.is_complete)]
-        return names, names + files.list_damaged(self._directory)
+        found = [(c.step, c.directory.name) for c in sorted(newest_first, key=lambda c: not c.is_complete)]
+        return found, [name for _, name in found] + files.list_damaged(self._directory)
 
     def _damage(self, path: Path) -> str | None:
         """The first damage that any rank found; every rank looks at its share."""
@@ -243,6 +259,9 @@ class CheckpointStore:
         if problem := next(filter(None, self._ranks.gather(problem)), None):
             raise CheckpointError(f"checkpoint {path} is intact, but cannot be loaded: {problem}") from cause
         return state
+
+    def _go_on_from(self, step: int) -> None:
+        self._on_first(lambda: files.go_on_from(self._directory, step=step, token=self._token), failed=str)
 
     def _set_aside(self, damaged: list[Path]) -> None:
         """Only once another one is loaded: a storage that fails altogether must not cost a checkpoint its name."""

@@ -9,11 +9,14 @@
     .step_00012000.tmp-7/       being written by the process that holds token 7
     .step_00004000.gone-7/      being removed by it
     step_00008000.damaged/      its hashes did not hold: set aside for a person to look at
+    lineage.json                the step that each job went on from, by its token
 
-Nothing with another name is ever touched.
+A job that was cut off may publish when another has taken its run over. What it publishes beyond the step where the
+later job went on does not count, whenever it appears. Nothing with another name is ever touched.
 """
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -21,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.runfiles import fsync_directory, read_json, write_json
+from core.runfiles import LINEAGE, fsync_directory, is_overtaken, read_json, read_lineage, write_json
 
 COMPLETE = "COMPLETE"
 HASHES = "hashes.json"
@@ -50,9 +53,41 @@ class Checkpoint:
             return {}
         return metrics if isinstance(metrics, dict) else {}
 
+    def token(self) -> int | None:
+        """Of the job that wrote it; None where that cannot be read."""
+        try:
+            return int(read_json(self.directory / (COMPLETE if self.is_complete else HASHES))["token"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
 
 def list_checkpoints(directory: Path) -> list[Checkpoint]:
-    """Everything that is named like a checkpoint, by step."""
+    """Everything that is named like a checkpoint, by step, without what was overtaken."""
+    overtaken = list_overtaken(directory)
+    return [checkpoint for checkpoint in _named(directory) if checkpoint not in overtaken]
+
+
+def list_overtaken(directory: Path) -> list[Checkpoint]:
+    """What jobs published beyond the step where a later one had gone on, by step."""
+    lineage = read_lineage(directory)
+    if not lineage:
+        return []
+    tokens = ((checkpoint, checkpoint.token()) for checkpoint in _named(directory))
+    return [c for c, token in tokens if token is not None and is_overtaken(lineage, token=token, step=c.step)]
+
+
+def go_on_from(directory: Path, *, step: int, token: int) -> None:
+    """Note where the job with this token began, so that what older ones publish beyond it does not count.
+
+    The first job follows nobody. To where a job goes back later does not matter: what lies between is its own.
+    """
+    lineage = read_lineage(directory)
+    if token > 1 and token not in lineage:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(directory / LINEAGE, {**lineage, token: step})
+
+
+def _named(directory: Path) -> list[Checkpoint]:
     found = []
     for entry in _entries(directory):
         match = _STEP.fullmatch(entry.name)
@@ -107,21 +142,39 @@ def remove_temporary(directory: Path, *, token: int) -> list[str]:
 def publish(temporary: Path, final: Path, *, step: int, token: int, hashes: dict[str, Any]) -> None:
     """Make a written checkpoint count: hashes, everything on disk, its name, and the marker at the very end.
 
-    One of that step that never got its marker makes place; anything else there is an OSError.
+    One of that step that never got its marker, or that was overtaken, makes place; anything else there is an OSError.
+    The marker goes into the directory that was written, whatever another job does with its name meanwhile.
     """
     write_json(temporary / HASHES, {"step": step, "token": token, "files": hashes})
     for parent, _, _ in os.walk(temporary):
         fsync_directory(Path(parent))
-    for unmarked in list_unmarked(final.parent):
-        if unmarked.directory == final:
-            remove(unmarked, token=token)
-    os.rename(temporary, final)
+    for old in (*list_unmarked(final.parent), *list_overtaken(final.parent)):
+        if old.directory == final and (old.token() or 0) <= token:
+            remove(old, token=token)
+    marker = {"step": step, "token": token, "hashes": digest((temporary / HASHES).read_bytes())}
+    descriptor = os.open(temporary, os.O_RDONLY)
     try:
-        fsync_directory(final.parent)
-        write_json(final / COMPLETE, {"step": step, "token": token, "hashes": digest((final / HASHES).read_bytes())})
-    except OSError:
-        os.rename(final, temporary)
-        raise
+        os.rename(temporary, final)
+        try:
+            fsync_directory(final.parent)
+            _mark(descriptor, json.dumps(marker) + "\n")
+        except OSError:
+            if final.exists() and os.path.samestat(final.stat(), os.fstat(descriptor)):
+                os.rename(final, temporary)
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _mark(directory: int, content: str) -> None:
+    """Write the marker into the directory of a descriptor, whole or not at all."""
+    torn = f".{COMPLETE}.{os.getpid()}"
+    with os.fdopen(os.open(torn, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600, dir_fd=directory), "w") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(torn, COMPLETE, src_dir_fd=directory, dst_dir_fd=directory)
+    os.fsync(directory)
 
 
 def set_aside(checkpoint: Path) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from core.runfiles import LEASE, ExitCode, now, read_json, write_json
+from core.runfiles import CHECKPOINTS, LEASE, ExitCode, now, read_json, read_lineage, write_json
 from core.train.processes import find_process
 
 HEARTBEAT_S = 15.0
@@ -38,7 +38,8 @@ class Lease:
                     f"{directory} is in use by job {holder['job_id']} on {holder['host']} (process {holder['pid']}, "
                     f"last seen {holder['seen']}); wait for it, or cancel it, or choose another run.name"
                 )
-            self.token = (holder or {}).get("token", 0) + 1
+            # A lease that was removed, or checkpoints that were copied, must not make an old job of a new one.
+            self.token = 1 + max((holder or {}).get("token", 0), *read_lineage(directory / CHECKPOINTS), 0)
             process = psutil.Process()
             self._record = {
                 "token": self.token,

@@ -2,6 +2,7 @@
 
     srun python -m core.train.node_probe FOLDER SECONDS
 
+FOLDER/asked.json names the packages whose versions are wanted, and the paths to look for, in words.
 Each rank writes FOLDER/rank_K.json when it starts, when the ranks have met and measured their collectives, and when
 it got a stop signal (or none came in SECONDS). The launcher sends that signal and judges what it reads.
 """
@@ -13,6 +14,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,9 @@ import torch.distributed as dist
 
 from core import distributed
 from core.distributed import Ranks
-from core.runfiles import runs_root, write_json
+from core.runfiles import read_json, runs_root, write_json
+from core.signals import STOP_SIGNALS
 
-COMPARED = ("torch", "numpy", "lhotse", "transformers", "deepspeed", "submitit")
 NUM_FLOATS = 4 * 2**20  # 16 MiB, about a bucket of gradients
 NUM_REDUCTIONS = 5
 
@@ -32,11 +34,13 @@ NUM_REDUCTIONS = 5
 def main() -> int:
     folder, wait_s = Path(sys.argv[1]), float(sys.argv[2])
     got: list[str] = []
-    for number in (signal.SIGUSR1, signal.SIGTERM):
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda number, frame: got.append(signal.Signals(number).name))
     rank, _, _ = distributed.place()
     path = folder / f"rank_{rank}.json"
-    report: dict[str, Any] = {**_machine(rank), "phase": "started"}
+    asked = read_json(folder / "asked.json")
+    absent = [words for words, name in asked["paths"].items() if not Path(name).exists()]
+    report: dict[str, Any] = {**_machine(rank, asked["packages"]), "absent": absent, "phase": "started"}
     write_json(path, report)
     with distributed.joined() as ranks:
         report |= {"phase": "met", "world_size": ranks.world_size, "device": str(ranks.device)}
@@ -52,10 +56,10 @@ def main() -> int:
     return 0
 
 
-def _machine(rank: int) -> dict[str, Any]:
+def _machine(rank: int, packages: Sequence[str]) -> dict[str, Any]:
     """The node, what is installed there, and what can be seen and written from it."""
     versions = {"python": platform.python_version()}
-    for name in COMPARED:
+    for name in packages:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -5,6 +5,8 @@ Each node is a process tree in namespaces of its own, as far as this machine and
   as root             own process ids, host name, /etc/hosts and network: a node can die and can be cut off
   as anybody else     the same without the network, through a user namespace
   without namespaces  (in most containers) nodes share the host name; training over several of them does not work
+
+With namespaces slurmctld can be reached from its nodes and this machine only, without them at any address of it.
 """
 
 import json
@@ -28,7 +30,8 @@ POLL_S = 0.1
 LONGEST_PATH = 60  # of the directory: the paths of the sockets in it may have 107 characters
 CONTROLLER, MUNGE = "slurmctld", "munged"
 UNSHARE = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", "--uts", "--mount"]
-ISOLATIONS = (UNSHARE, [*UNSHARE, "--user", "--map-current-user", "--keep-caps"])
+AS_USER = ["--user", "--map-current-user", "--keep-caps"]
+ISOLATIONS = (UNSHARE, [*UNSHARE, *AS_USER])
 OWN = ("run", "state", "spool", "log", "dev", "slurm.conf", "gres.conf", "cgroup.conf", "plugstack.conf", "hosts",
        "munge.key", "cluster.json")  # fmt: skip
 
@@ -69,7 +72,12 @@ class Cluster:
         try:
             controller = network.host_address if network else "127.0.0.1"
             write_configuration(
-                folder, cluster._addresses(), controller=controller, num_gpus=num_gpus, programs=programs
+                folder,
+                cluster._addresses(),
+                controller=controller,
+                is_bound=bool(isolation),
+                num_gpus=num_gpus,
+                programs=programs,
             )
             for name in (MUNGE, CONTROLLER, *nodes):
                 cluster.start(name)
@@ -167,7 +175,12 @@ class Cluster:
             files += [f"--socket={run}/munge.sock", f"--pid-file={run}/munge.daemon"]
             return [program[MUNGE], "--foreground", "--force", "--num-threads=4", *files]
         if name == CONTROLLER:
-            return [program[CONTROLLER], "-D", "-f", configuration]
+            slurmctld = [program[CONTROLLER], "-D", "-f", configuration]
+            if not self.isolation:
+                return slurmctld
+            # It listens where this machine's name leads, which must not be an address that others can reach.
+            own = ["unshare", "--mount", *(AS_USER if self.isolation != UNSHARE else [])]
+            return [*own, "bash", "-c", f"mount --bind {self.folder}/hosts /etc/hosts && exec {shlex.join(slurmctld)}"]
         slurmd = [program["slurmd"], "-D", "-N", name, "-f", configuration, "-d", program["slurmstepd"]]
         if not self.isolation:
             return slurmd

@@ -87,34 +87,47 @@ class Address:
 
 
 def write_configuration(
-    folder: Path, nodes: Sequence[Address], *, controller: str, num_gpus: int, programs: Programs
+    folder: Path,
+    nodes: Sequence[Address],
+    *,
+    controller: str,
+    is_bound: bool,
+    num_gpus: int,
+    programs: Programs,
 ) -> None:
-    """Every file that the daemons read, and the directories that they write in."""
+    """Every file that the daemons read, and the directories that they write in.
+
+    `is_bound`: slurmctld listens at the address `controller` only; it must find this machine's name there.
+    """
     for name in ("run", "state", "spool", "log", "dev"):
         (folder / name).mkdir()
     for number in range(num_gpus):  # a device file each, or SLURM would not hand out numbers
         (folder / "dev" / f"nvidia{number}").symlink_to("/dev/null")
+    host = socket.gethostname()
     text = SLURM_CONF.format(
-        host=socket.gethostname(),
+        host=host,
         controller=controller,
         port=free_port(controller),
         user=pwd.getpwuid(os.geteuid()).pw_name,
         folder=folder,
         first_job=random.randrange(1000, 10000),  # clusters side by side: other ids, other ports derived from them
     )
+    if is_bound:
+        text += "CommunicationParameters=NoCtldInAddrAny\n"
     if programs.plugins is not None:
         text += f"PluginDir={programs.plugins}\n"
     gpus = f" Gres=gpu:h100:{num_gpus}" if num_gpus else ""
     text += "".join(NODE.format(**vars(node), gpus=gpus) for node in nodes) + PARTITIONS
     names = ",".join(node.name for node in nodes)
     gres = f"NodeName={names} Name=gpu Type=h100 File={folder}/dev/nvidia[0-{num_gpus - 1}]\n" if num_gpus else ""
-    hosts = "".join(f"{node.address} {node.name}\n" for node in nodes) + f"{controller} {socket.gethostname()}\n"
+    hosts = [f"{node.address} {node.name}" for node in nodes] + [f"{controller} {host}"]
+    hosts += [line for line in Path("/etc/hosts").read_text().splitlines() if host not in line.split()[1:]]
     for name, content in {
         "slurm.conf": text,
         "gres.conf": gres,
         "cgroup.conf": CGROUP_CONF,
         "plugstack.conf": "",
-        "hosts": hosts + Path("/etc/hosts").read_text(),  # the first that fits is taken
+        "hosts": "\n".join(hosts) + "\n",
     }.items():
         (folder / name).write_text(content)
     key = os.open(folder / "munge.key", os.O_WRONLY | os.O_CREAT, 0o400)

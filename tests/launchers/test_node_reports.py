@@ -11,7 +11,7 @@ from launchers.node_reports import judge
 
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0"}
 HEADER = Header(Path("x.sub"), {"job-name": "x", "nodes": "2", "ntasks-per-node": "2", "gpus-per-node": "2"})
-WHAT = ["ranks", "gpus", "node disk", "versions", "clock", "collectives", "signals"]
+WHAT = ["ranks", "gpus", "node disk", "node paths", "versions", "clock", "collectives", "signals"]
 
 
 def reports() -> list[dict[str, Any]]:
@@ -19,7 +19,7 @@ def reports() -> list[dict[str, Any]]:
     return [
         {
             "rank": rank, "node": f"n{1 + rank // 2}", "phase": "ended", "versions": dict(VERSIONS),
-            "gpus": ["H100"] * 2, "free_gib": 100.0, "clock": 1000.0 + rank / 1000,
+            "gpus": ["H100"] * 2, "free_gib": 100.0, "absent": [], "clock": 1000.0 + rank / 1000,
             "gigabytes_per_s": 40.0, "device": f"cuda:{rank % 2}", "signal": "SIGUSR1",
         }
         for rank in range(4)
@@ -39,6 +39,7 @@ def test_all_is_well() -> None:
         (1, {"gpus": ["H100"] * 3}, "gpus", "another number at rank 1 on n1"),
         (3, {"gpus": ["H100", "A100"]}, "gpus", "different ones: A100, H100"),
         (1, {"free_gib": 0.4}, "node disk", "0 GiB free for runs, as n1 sees it"),
+        (2, {"absent": ["data.train: a.jsonl"]}, "node paths", "there is no data.train: a.jsonl on n2"),
         (2, {"versions": {"python": "3.11.7", "torch": "2.12.0"}}, "versions", "torch is 2.13.0 here and 2.12.0 on n2"),
         (3, {"versions": {"python": "3.11.7"}}, "versions", "torch is 2.13.0 here and None on n2"),
         (3, {"clock": 1060.0}, "clock", "n2 is 60.0 s ahead of n1"),

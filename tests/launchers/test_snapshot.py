@@ -1,12 +1,17 @@
 """The copy of the code that a chain runs."""
 
 import os
+import shutil
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from launchers.snapshot import take_snapshot
+from core.runfiles import record_link
+from launchers import snapshot
+from launchers.snapshot import FOLDER, LOCK, UNUSED_S, take_snapshot
 from tests.launchers.conftest import Launcher
 
 
@@ -61,8 +66,74 @@ def test_an_edit_makes_another_copy_and_leaves_the_first(checkout: Path, tmp_pat
     second = take_snapshot(checkout, tmp_path / "runs").root
     assert [(root / "core/model.py").read_text() for root in (first, second)] == ["old", "edited"]
     (checkout / "core/model.py").unlink()
-    assert not (take_snapshot(checkout, tmp_path / "runs").root / "core/model.py").exists()
-    assert sorted(path.name for path in first.parent.iterdir() if path.name.startswith(".")) == [], "nothing half-made"
+    third = take_snapshot(checkout, tmp_path / "runs").root
+    assert not (third / "core/model.py").exists()
+    assert names(first.parent) == sorted([first.name, second.name, third.name]), "nothing half-made"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(LOCK))
+
+
+def copy_of(checkout: Path, runs: Path, model: str) -> Path:
+    """The copy of the checkout with this model in it."""
+    (checkout / "core/model.py").write_text(model)
+    return take_snapshot(checkout, runs).root
+
+
+def age(copy: Path, seconds: float) -> None:
+    os.utime(copy, (time.time() - seconds,) * 2)
+
+
+def test_a_copy_goes_when_no_ledger_names_it(checkout: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    needed, lost, fresh = (copy_of(checkout, runs, model) for model in ("needed", "lost", "fresh"))
+    half = runs / FOLDER / f".{lost.name}.killed"
+    half.mkdir()
+    (runs / "a").mkdir()
+    record_link(runs / "a", event="submitted", link=1, code=str(needed))
+    for copy, days in ((needed, 2), (lost, 2), (fresh, 0.5), (half, 2)):
+        age(copy, days * UNUSED_S)
+    latest = copy_of(checkout, runs, "latest")
+    assert names(runs / FOLDER) == sorted(path.name for path in (needed, fresh, latest))
+    assert (checkout / "data/cuts.jsonl").exists(), "what a copy links to stays"
+    shutil.rmtree(runs / "a")
+    assert copy_of(checkout, runs, "needed") == needed, "taken again"
+    take_snapshot(checkout, runs)
+    assert needed.exists()
+    age(needed, 2 * UNUSED_S)
+    copy_of(checkout, runs, "latest")
+    assert names(runs / FOLDER) == sorted(path.name for path in (fresh, latest))
+
+
+def test_a_copy_that_is_taken_while_it_is_removed_is_made_anew(
+    checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = tmp_path / "runs"
+    old = copy_of(checkout, runs, "old")
+    age(old, 2 * UNUSED_S)
+    (checkout / "core/model.py").write_text("new")
+    removing, go_on, rename = threading.Event(), threading.Event(), os.rename
+
+    def halting(source: Path, target: Path) -> None:
+        if source == old:
+            removing.set()
+            assert go_on.wait(60)
+        rename(source, target)
+
+    monkeypatch.setattr(snapshot.os, "rename", halting)
+    remover = threading.Thread(target=take_snapshot, args=(checkout, runs))
+    remover.start()
+    assert removing.wait(60)
+    (checkout / "core/model.py").write_text("old")
+    taker = threading.Thread(target=take_snapshot, args=(checkout, runs))
+    taker.start()
+    taker.join(0.3)
+    assert taker.is_alive(), "it waits"
+    go_on.set()
+    for thread in (remover, taker):
+        thread.join(60)
+    assert (old / "core/model.py").read_text() == "old"
 
 
 def test_a_dry_run_writes_nothing(checkout: Path, tmp_path: Path) -> None:

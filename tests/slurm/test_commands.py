@@ -1,4 +1,6 @@
-"""Pipelines, sweeps and the preflight on a real SLURM."""
+"""Pipelines, sweeps and an interactive node on a real SLURM."""
+
+import pytest
 
 from core.runfiles import DONE
 from tests.slurm.conftest import Slurm
@@ -47,9 +49,11 @@ def test_a_sweep_ends_in_one_comparison(slurm: Slurm) -> None:
     assert all(run.name in said for run in runs)
 
 
-def test_preflight_finds_the_nodes_well_and_a_dead_one_dead(slurm: Slurm) -> None:
-    slurm.launch("preflight", slurm.sub(nodes=2, more="#SBATCH --nodelist=n3,n4\n"))
-    slurm.cluster.kill("n4")
-    slurm.ask("scontrol", "update", "nodename=n4", "state=down", "reason=fire")
-    said = slurm.launch("preflight", "--wait", 5, slurm.sub(nodes=2, more="#SBATCH --nodelist=n3,n4\n"), code=85)
-    assert "n4" in said and "NO" in said
+def test_an_interactive_node_and_what_run_sh_finds_there(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell = slurm.folder / "shell"
+    shell.write_text("#!/bin/bash\necho $(hostname) $SLURM_JOB_NUM_NODES $(python -m launchers.machine)\n")
+    shell.chmod(0o700)
+    monkeypatch.setenv("SHELL", str(shell))
+    said = slurm.ask("slurm/get_interactive_node.sh", "-N", "2", "-G", "3", "-t", "00:05:00", "-p", "urgent")
+    assert said.split() == [said.split()[0], "2", "3"] and said.split()[0] in slurm.cluster.nodes
+    assert slurm.queue() == [], "the nodes are given back"

@@ -1,6 +1,7 @@
 """slurm/minicluster itself: side by side, broken and mended node by node, and gone without a trace."""
 
 import os
+import socket
 import subprocess
 import tempfile
 import time
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from launchers.environment import ROOT
+from slurm.virtual.cluster import Cluster
+from tests.slurm.conftest import lacking
 
 MINICLUSTER = str(ROOT / "slurm/minicluster")
 
@@ -52,6 +55,22 @@ def wait_for_state(folder: Path, node: str, state: str) -> None:
     while (found := inside(folder, "sinfo", "-h", "-n", node, "-p", "main", "-o", "%T").strip()) != state:
         assert time.monotonic() < deadline, found
         time.sleep(0.2)
+
+
+def listening(port: str) -> set[str]:
+    """The addresses at which somebody on this machine listens on a port, as the kernel writes them."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {row[1].split(":")[0] for row in rows if row[3] == "0A" and int(row[1].split(":")[1], 16) == int(port)}
+
+
+def test_slurmctld_is_not_to_be_reached_from_elsewhere(folder: Path) -> None:
+    minicluster("up", "--dir", folder, "--nodes", "1", "--gpus", "0")
+    if not Cluster.at(folder).isolation:
+        lacking("slurmctld has no hosts file of its own")
+    facts = dict(line.split("=", 1) for line in (folder / "slurm.conf").read_text().splitlines())
+    address = facts["SlurmctldHost"].rpartition("(")[2].rstrip(")")
+    assert listening(facts["SlurmctldPort"]) == {socket.inet_aton(address)[::-1].hex().upper()}
+    assert address.startswith(("127.", "198.18."))
 
 
 def test_up_break_mend_and_down(folder: Path) -> None:

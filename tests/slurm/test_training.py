@@ -5,14 +5,19 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
+from core.distributed import Ranks
 from core.runfiles import CHECKPOINTS, DONE, METRICS, ExitCode, read_json, read_records
 from core.train.checkpoint_files import COMPLETE
 from launchers.environment import ROOT
+from manifests.shar import write_shar
 from tests.recipes import runs
 from tests.slurm.conftest import Slurm, lacking
+from tests.slurm.reading_ranks import ORDERS, read_ids
 
 QUICK, SLOW, HALT = "0.05", "1.5", "3600"  # seconds a micro-batch: to go on, to have time to break in, to wait
+INTERVAL = 2  # steps between two saves
 BY_NUMBER_OF_RANKS = ("plan.micro_batches_per_step=4", "model.encoder.dropout=0", "optim.name=sgd", "optim.lr=0.1",
                       "optim.max_norm=0.5", "train.max_steps=4", "checkpoint.every_steps=null")  # fmt: skip
 
@@ -67,11 +72,16 @@ def test_four_links_with_every_interruption_are_the_uncut_run(
     slurm.shorten(slurm.links("tiny")[1].job_id or "", 5)
     slurm.wait_for_starts(3, "tiny")
     pace.write_text(QUICK)
-    wait_for_step(slurm, newest_step(slurm) + 5)
+    wait_for_step(slurm, newest_step(slurm) + 4)
+    pace.write_text(SLOW)
+    wait_for_step(slurm, newest_step(slurm) + 1)
+    killed_at = newest_step(slurm)
     slurm.kill_rank("tiny")
+    pace.write_text(QUICK)
     host = slurm.wait_for_starts(4, "tiny")["host"]
     pace.write_text(SLOW)
     wait_for_step(slurm, newest_step(slurm) + 1)
+    lost_at = newest_step(slurm)
     slurm.cluster.kill(host)
     slurm.ask("scontrol", "update", f"nodename={host}", "state=down", "reason=test")
     pace.write_text(QUICK)
@@ -83,6 +93,7 @@ def test_four_links_with_every_interruption_are_the_uncut_run(
     assert [record["exit_code"] for record in ended if record.get("token")] == [75, 75, 0]
     assert [record["link"] for record in started] == [1, 2, 3, 4, 4]
     assert [started[1]["step"], started[2]["step"]] == [ended[0]["step"], ended[1]["step"]], "no step is lost"
+    assert started[3]["step"] >= killed_at - INTERVAL and started[4]["step"] >= lost_at - INTERVAL
     assert started[4]["host"] != host
     codes, text = runs.link(config, tmp_path / "uncut", steps)
     assert codes == [ExitCode.DONE], text
@@ -103,6 +114,28 @@ def test_two_nodes_with_two_tasks_each_train_as_one_process(slurm: Slurm, config
     assert codes == [ExitCode.DONE], text
     assert runs.samples(run) == runs.samples(tmp_path / "alone" / "tiny")
     assert runs.losses(run) == pytest.approx(runs.losses(tmp_path / "alone" / "tiny"), rel=0, abs=1e-5)
+
+
+def test_ranks_of_a_tp_group_read_the_same_and_dp_ranks_other_examples(slurm: Slurm, config: Path) -> None:
+    """In both orders, with each tp group spread over two nodes."""
+    if not slurm.cluster.isolation:
+        lacking("the nodes have no host names of their own")
+    folder, num_steps = config.parent, 4
+    write_shar(folder / "train.jsonl", folder / ORDERS["randomized"], shard_size=4)
+    program = f"tests.slurm.reading_ranks {shlex.quote(str(folder))} {num_steps}"
+    slurm.launch(slurm.sub(program=program, nodes=2, tasks=2, more="#SBATCH --distribution=cyclic\n"))
+    slurm.wait_until_over()
+    assert (slurm.runs / "fake" / DONE).exists(), slurm.story("fake")
+    ranks = [read_json(folder / f"rank_{rank}.json") for rank in range(4)]
+    assert [(rank["dp_rank"], rank["tp_rank"]) for rank in ranks] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [len({rank["node"] for rank in ranks[first : first + 2]}) for first in (0, 2)] == [2, 2]
+    for order in ORDERS:
+        one, same, other, same_as_other = (rank[order] for rank in ranks)
+        assert one == same and other == same_as_other
+        seen, seen_by_other = ({one for step in steps for batch in step for one in batch} for steps in (one, other))
+        assert seen and seen_by_other and seen.isdisjoint(seen_by_other)
+    alone = read_ids(folder, "exact", num_steps, ranks=Ranks(0, 0, 1, 0, 1, 0, 1, torch.device("cpu")))
+    assert [a + b for a, b in zip(ranks[0]["exact"], ranks[2]["exact"], strict=True)] == alone
 
 
 def test_a_bare_sbatch_of_a_recipes_own_file(slurm: Slurm, config: Path) -> None:
