@@ -66,8 +66,6 @@ def decode(
     """
     path = Path(path)
     try:
-        if (path.stat().st_size if content is None else len(content)) == 0:
-            raise AudioError(path, "is empty (0 bytes)")
         with soundfile.SoundFile(path if content is None else io.BytesIO(content)) as file:
             if duration_s is None and file.frames == _UNKNOWN_LENGTH:
                 raise AudioError(path, "does not say how long it is (FLAC from a pipe?); encode it again")
@@ -76,12 +74,8 @@ def decode(
             if len(samples) == 0:
                 raise AudioError(path, f"holds no samples after {start_s:.3f} s")
             return Decoded(samples, file.samplerate)
-    except FileNotFoundError:
-        raise AudioError(path, "no such file") from None
-    except OSError as error:
-        raise AudioError(path, f"cannot be read: {error.strerror}") from None
-    except (soundfile.SoundFileError, TypeError, MemoryError) as error:  # TypeError: .raw, which says no rate
-        raise AudioError(path, f"cannot be decoded: {_cause(error)}") from None
+    except (OSError, soundfile.SoundFileError, TypeError, MemoryError) as error:  # TypeError: .raw, which says no rate
+        raise AudioError(path, _reason(path, content, error)) from None
 
 
 def file_duration_s(path: Path) -> float:
@@ -104,6 +98,21 @@ def _read(file: soundfile.SoundFile, *, start: int, count: int) -> np.ndarray:
         file.seek(start - early)
     samples: np.ndarray = file.read(early + count if count >= 0 else -1, dtype="float32", always_2d=True)
     return samples[early:]
+
+
+def _reason(path: Path, content: bytes | None, error: Exception) -> str:
+    """Why a file could not be decoded: asked only now, as a look at each file before would cost time on every read."""
+    try:
+        num_bytes = path.stat().st_size if content is None else len(content)
+    except FileNotFoundError:
+        return "no such file"
+    except OSError as other:
+        return f"cannot be read: {other.strerror}"
+    if num_bytes == 0:
+        return "is empty (0 bytes)"
+    if isinstance(error, OSError):
+        return f"cannot be read: {error.strerror}"
+    return f"cannot be decoded: {_cause(error)}"
 
 
 def _cause(error: Exception) -> str:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.alignment import ctc_spans
 from core.config import section
 from core.scorers import Scorer
 from core.text import BLANK_ID
@@ -175,23 +176,6 @@ class _Search:
 
 def best_alignment(log_probs: np.ndarray, ids: list[int]) -> list[int]:
     """The frame at which each symbol begins on the most probable path (Viterbi) of a labelling; log_probs (T, V)."""
-    if not ids:
-        return []
-    path = np.full(2 * len(ids) + 1, BLANK_ID)  # blank, symbol, blank, symbol, ..., blank: N places
-    path[1::2] = ids
-    may_skip = np.concatenate([[False, False], (path[2:] != path[:-2]) & (path[2:] != BLANK_ID)])
-    scores = np.full(len(path), -np.inf)
-    scores[0] = 0.0  # before the first frame, as if a blank had been
-    steps = np.zeros((len(log_probs), len(path)), dtype=np.int64)  # (T, N) places moved at each frame
-    for number, frame in enumerate(log_probs):
-        moves = np.stack([scores, np.roll(scores, 1), np.where(may_skip, np.roll(scores, 2), -np.inf)])  # (3, N)
-        moves[1, 0] = -np.inf
-        steps[number] = moves.argmax(axis=0)
-        scores = moves.max(axis=0) + frame[path]
-    place = len(path) - 1 - int(scores[-2] > scores[-1])
-    frames = [0] * len(ids)
-    for number in range(len(log_probs) - 1, -1, -1):
-        if place % 2:
-            frames[place // 2] = number  # the earliest frame overwrites the later ones
-        place -= int(steps[number, place])
-    return frames
+    spans = ctc_spans(log_probs, ids)
+    assert spans is not None, "a hypothesis of the beam search has a path"
+    return [span.first for span in spans]

@@ -127,7 +127,7 @@ class LogMel(nn.Module):
             is_valid = torch.arange(features.shape[1], device=audio.device) < counts[:, None]  # (B, T)
             if self.stats is not None:
                 mean, std = (torch.tensor(values, device=audio.device) for values in (self.stats.mean, self.stats.std))
-                features = (features - mean) / (std + _STD_FLOOR)
+                features = standardize(features, mean=mean, std=std)
             features = features.where(is_valid[..., None], 0.0)
             if config.normalize == "utterance":
                 features = _normalize(features, is_valid=is_valid[..., None], num_frames=counts)
@@ -140,6 +140,11 @@ class LogMel(nn.Module):
             window = nn.functional.pad(window, (left, self.config.fft_size - self.config.window_samples - left))
             self._constants[device] = window.to(device), mel_filters(self.config).to(device)
         return self._constants[device]
+
+
+def standardize(features: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
+    """features (..., F) to mean 0 and standard deviation 1, by those (F,) of training speech."""
+    return (features - mean) / (std + _STD_FLOOR)
 
 
 def mel_filters(config: FeatureConfig) -> Tensor:

@@ -4,8 +4,9 @@
     python -m manifests.demo --output DIR --packages FOLDER     # FOLDER holds the .deb files
 
 English: the prompts of asterisk-core-sounds-en that are speech. Russian: the first sentences of festvox-ru, with
-its phone labels as lhotse alignments. The manifests come out equal byte for byte; the audio is as equal as the
-Vorbis encoder of the installed libsndfile is. Needs dpkg-deb, and PyAV to decode G.722 (`pip install av`).
+its phone labels, and the words that they make, as lhotse alignments. The manifests come out equal byte for byte; the
+audio is as equal as the Vorbis encoder of the installed libsndfile is. Needs dpkg-deb, and PyAV to decode G.722
+(`pip install av`).
 """
 
 import argparse
@@ -26,6 +27,7 @@ from rich.progress import track
 
 from core.data.index import write_manifest
 from manifests.prompts import read_prompts
+from manifests.russian_words import words_from_phones
 from manifests.split import split_by_family, words_of
 
 SAMPLE_RATE_HZ = 16_000
@@ -99,7 +101,8 @@ def _russian_cuts(unpacked: Path, folder: Path) -> dict[str, MonoCut]:
         text = texts[name].replace("+", "")  # "+" marks a stressed vowel
         cuts[name] = _cut(f"russian-{name}", folder / f"{name}.ogg", num_samples=num_samples, text=text,
                           language="Russian", speaker="msu_ru_nsh")  # fmt: skip
-        cuts[name].supervisions[0].alignment = {"phone": _phones(unpacked / _VOICE / "lab" / f"{name}.lab")}
+        phones = _phones(unpacked / _VOICE / "lab" / f"{name}.lab")
+        cuts[name].supervisions[0].alignment = {"phone": phones, "word": words_from_phones(text, phones)}
     return cuts
 
 

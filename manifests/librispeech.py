@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from lhotse import RecordingSet, SupervisionSet
 from lhotse.recipes import download_librispeech, prepare_librispeech
 from lhotse.recipes.librispeech import LIBRISPEECH, MINI_LIBRISPEECH
 
@@ -44,11 +45,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _load(corpus: Path, part: str, *, workers: int) -> dict[str, Part]:
-    found = prepare_librispeech(corpus, dataset_parts=part, num_jobs=workers)[part]
-    cuts = in_order(found["recordings"], found["supervisions"])
-    num_lines = sum(len(path.read_text().splitlines()) for path in (corpus / part).rglob("*.trans.txt"))
-    without_audio = Counter({"no audio file": num_lines - len(cuts)} if num_lines > len(cuts) else {})
-    return {f"librispeech_{part}": Part(cuts, dropped=without_audio)}
+    return {f"librispeech_{part}": load_folders(corpus, [part], workers=workers)}
+
+
+def load_folders(corpus: Path, folders: Sequence[str], *, workers: int) -> Part:
+    """All utterances of some folders of `corpus`, each `SPEAKER/CHAPTER/*.flac` and `*.trans.txt` inside."""
+    found = prepare_librispeech(corpus, dataset_parts=folders, num_jobs=workers).values()
+    recordings = RecordingSet.from_recordings(one for part in found for one in part["recordings"])
+    supervisions = SupervisionSet.from_segments(one for part in found for one in part["supervisions"])
+    cuts = in_order(recordings, supervisions)
+    transcripts = [path for folder in folders for path in (corpus / folder).rglob("*.trans.txt")]
+    num_lines = sum(len(path.read_text().splitlines()) for path in transcripts)
+    return Part(cuts, dropped=Counter({"no audio file": num_lines - len(cuts)} if num_lines > len(cuts) else {}))
 
 
 if __name__ == "__main__":

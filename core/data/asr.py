@@ -60,10 +60,7 @@ class AsrExamples:
     stats: FeatureStats | None = None  # with features.normalize=corpus
 
     def __call__(self, reading: Reading, rng: np.random.Generator | None) -> Sample:
-        text = transcript(reading)
-        ids, unknown = self.vocabulary.encode_known(text)
-        if unknown and rng is not None:
-            raise reading.bad(f"{unknown} characters outside the vocabulary in {text!r}")
+        ids = spelled(reading, self.vocabulary, is_training=rng is not None)
         samples, rate_hz = reading.samples, reading.sample_rate_hz
         if rng is not None:
             samples = Augment(self.config.augment, sample_rate_hz=rate_hz)(samples, rng=rng)
@@ -86,6 +83,18 @@ class AsrExamples:
         """Stands in for an empty micro-batch: a few silent frames without text."""
         features = torch.zeros(16, self.config.features.num_mels)
         return Sample("", features, torch.zeros(0, dtype=torch.int64), num_targets=0, audio_s=0.0)
+
+
+def spelled(reading: Reading, vocabulary: CharacterVocabulary, *, is_training: bool) -> list[int]:
+    """The ids of the utterance's characters. BadSample where there are none and, in training, for unknown ones.
+
+    In evaluation those are left out: they are errors that the model could not but make.
+    """
+    text = transcript(reading)
+    ids, unknown = vocabulary.encode_known(text)
+    if unknown and is_training:
+        raise reading.bad(f"{unknown} characters outside the vocabulary in {text!r}")
+    return ids
 
 
 def transcript(reading: Reading) -> str:

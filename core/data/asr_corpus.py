@@ -2,18 +2,22 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from core.data.reading import BadSample, read_cut
+from core.distributed import Ranks
 from core.features import FeatureConfig, FeatureStats, LogMel
-from core.text import normalize_transcript
+from core.text import CharacterVocabulary, normalize_transcript
 
 if TYPE_CHECKING:  # lhotse takes long to import
     from lhotse import MonoCut
 
+VOCABULARY = "vocabulary.txt"
+FEATURE_STATS = "feature_stats.json"
 _STATS_UTTERANCES = 500  # some 20 minutes to an hour of speech: the means no longer move
 
 
@@ -22,6 +26,17 @@ class Cuts(Protocol):
 
     def cuts(self) -> Iterator["MonoCut"]: ...
     def spread(self, most: int) -> Iterator["MonoCut"]: ...
+
+
+def kept_vocabulary(
+    directory: Path, sources: Sequence[Cuts], *, symbols: str | None = None, ranks: Ranks
+) -> CharacterVocabulary:
+    """Of the run in `directory`: `symbols`, or else the characters of its training texts. Made once and kept there."""
+    if ranks.is_first and not (directory / VOCABULARY).exists():
+        made = CharacterVocabulary.of_texts(texts_of(sources)) if symbols is None else CharacterVocabulary(symbols)
+        made.save(directory / VOCABULARY)
+    ranks.barrier()
+    return CharacterVocabulary.load(directory / VOCABULARY)
 
 
 def feature_stats(sources: Sequence[Cuts], *, config: FeatureConfig) -> FeatureStats:

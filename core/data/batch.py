@@ -1,7 +1,8 @@
 """What one forward sees: a padded batch that knows, on the CPU, how much the loss is averaged over."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -38,14 +39,16 @@ class Batch:
     padded_audio_s: float  # with padding
     bad: list[BadSample] = field(default_factory=list)
 
-    def to(self, device: torch.device) -> "Batch":
-        tensors = ("inputs", "input_lengths", "targets", "target_lengths")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors})
+    def to(self, device: torch.device) -> Self:
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()})
 
-    def pin_memory(self) -> "Batch":
+    def pin_memory(self) -> Self:
         """Called by the loader where batches go to a GPU."""
-        tensors = ("inputs", "input_lengths", "targets", "target_lengths")
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in tensors})
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Any]:
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
 
 
 def collate(samples: Sequence[Sample], *, bad: Sequence[BadSample] = (), dummy: Sample) -> Batch:

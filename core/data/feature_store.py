@@ -12,11 +12,16 @@ from typing import IO
 
 import numpy as np
 
-from core.data.whole_file import appears_whole
+from core.data.whole_file import appears_whole, remove_unfinished
 
 
 def write_features(path: Path, clips: Iterable[np.ndarray], *, dim: int) -> int:
-    """Write the features of clips, each (T, dim), as the shard `path` (.npy); the number of frames."""
+    """Write the features of clips, each (T, dim), as the shard `path` (.npy); the number of frames.
+
+    Nobody else may be writing this shard: what killed processes left of it is removed.
+    """
+    for part in (path, _lengths_path(path)):
+        remove_unfinished(part)
     lengths: list[int] = []
     with appears_whole(path) as file:
         _write_header(file, num_frames=0, dim=dim)
@@ -39,6 +44,12 @@ def is_whole(path: Path) -> bool:
     except ValueError:
         return False
     return True
+
+
+def remove_features(path: Path) -> None:
+    """Delete a shard, where it is."""
+    for part in (path, _lengths_path(path)):
+        part.unlink(missing_ok=True)
 
 
 class FrameShards:

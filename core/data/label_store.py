@@ -11,6 +11,7 @@ so an interrupted preparation goes on with what is missing. 960 h at 50 Hz are 3
 import hashlib
 import io
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from core.data.index import ManifestIndex
-from core.data.whole_file import appears_whole
+from core.data.whole_file import appears_whole, remove_unfinished
 from core.runfiles import read_json, write_json
 
 CARD, LABELS, OFFSETS, SHARDS = "card.json", "labels.npy", "offsets.npy", "shards"
@@ -101,6 +102,10 @@ def manifest_print(index: ManifestIndex) -> str:
     return digest.hexdigest()
 
 
+def _header(dtype: str, length: int) -> dict[str, object]:
+    return {"descr": dtype, "fortran_order": False, "shape": (length,)}
+
+
 def shard_rows(num_rows: int, *, shard: int, num_shards: int) -> range:
     """Rows of shard 0 ... num_shards - 1, as the predecessor cuts them: round(n r / R) to round(n (r + 1) / R)."""
     return range(round(num_rows / num_shards * shard), round(num_rows / num_shards * (shard + 1)))
@@ -110,11 +115,16 @@ class LabelShards:
     """The parts of a store that is being made."""
 
     def __init__(self, directory: Path, card: LabelCard, *, num_rows: int, num_shards: int) -> None:
-        """ValueError where the folder holds shards of other labels."""
         self.directory, self.card = directory, card
         self.num_rows, self.num_shards = num_rows, num_shards
-        plan = {**asdict(card), "num_rows": num_rows, "num_shards": num_shards}
-        folder = directory / SHARDS
+
+    def begin(self) -> None:
+        """Make the folder, or go on with what is in it. ValueError where that are shards of other labels.
+
+        By one process alone, as `merge` and `remove`.
+        """
+        plan = {**asdict(self.card), "num_rows": self.num_rows, "num_shards": self.num_shards}
+        folder = self.directory / SHARDS
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CARD).is_file():
             if read_json(folder / CARD) != plan:
@@ -124,14 +134,18 @@ class LabelShards:
 
     def missing(self) -> list[int]:
         """Shards that are not there, or not whole."""
-        return [shard for shard in range(self.num_shards) if self._read(shard) is None]
+        return [shard for shard in range(self.num_shards) if not self.is_whole(shard)]
+
+    def is_whole(self, shard: int) -> bool:
+        return self._read(shard) is not None
 
     def rows(self, shard: int) -> range:
         return shard_rows(self.num_rows, shard=shard, num_shards=self.num_shards)
 
     def write(self, shard: int, labels: Iterable[np.ndarray]) -> None:
         """The labels of `rows(shard)`, in their order, an empty array for a cut without. ValueError where they differ
-        in number or range."""
+        in number or range. Nobody else may be writing this shard."""
+        remove_unfinished(self._path(shard))
         parts = [np.asarray(one) for one in labels]
         if len(parts) != len(self.rows(shard)):
             raise ValueError(f"shard {shard} has labels of {len(parts)} cuts instead of {len(self.rows(shard))}")
@@ -144,24 +158,38 @@ class LabelShards:
             file.write(buffer.getbuffer())
 
     def merge(self) -> LabelStore:
-        """All shards as one store; then the shards are deleted. ValueError while some are missing."""
+        """All shards as one store, a shard in memory at a time; then they are deleted.
+
+        ValueError while some are missing.
+        """
         if missing := self.missing():
             raise ValueError(f"{self.directory}: shards {missing} of {self.num_shards} are missing; prepare them first")
-        lengths = np.concatenate([self._whole(shard)["lengths"] for shard in range(self.num_shards)])
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        for name in (LABELS, OFFSETS):
+            remove_unfinished(self.directory / name)
+        num_labels = 0
+        with appears_whole(self.directory / OFFSETS) as file:
+            np.lib.format.write_array_header_1_0(file, _header("<i8", self.num_rows + 1))
+            file.write(np.zeros(1, "<i8").tobytes())
+            for shard in range(self.num_shards):
+                ends = num_labels + np.cumsum(self._whole(shard)["lengths"])
+                file.write(ends.astype("<i8").tobytes())
+                num_labels = int(ends[-1]) if len(ends) else num_labels
         with appears_whole(self.directory / LABELS) as file:
-            header = {"descr": "<i2", "fortran_order": False, "shape": (int(offsets[-1]),)}
-            np.lib.format.write_array_header_1_0(file, header)
+            np.lib.format.write_array_header_1_0(file, _header("<i2", num_labels))
             for shard in range(self.num_shards):
                 file.write(self._whole(shard)["labels"].tobytes())
-        with appears_whole(self.directory / OFFSETS) as file:
-            np.save(file, offsets)
         write_json(self.directory / CARD, asdict(self.card))
-        for shard in range(self.num_shards):
-            self._path(shard).unlink()
-        (self.directory / SHARDS / CARD).unlink()
-        (self.directory / SHARDS).rmdir()
+        self.remove()
         return LabelStore.open(self.directory)
+
+    def remove(self) -> None:
+        """Delete the shards, once there is a store; what is not ours stays."""
+        folder = self.directory / SHARDS
+        for path in folder.glob(f"*-of-{self.num_shards:05d}.npz*"):  # also what killed processes left
+            path.unlink()
+        (folder / CARD).unlink(missing_ok=True)
+        with suppress(OSError):  # a person's file is in it
+            folder.rmdir()
 
     def _path(self, shard: int) -> Path:
         return self.directory / SHARDS / f"{shard:05d}-of-{self.num_shards:05d}.npz"
@@ -185,5 +213,6 @@ class LabelShards:
 def write_store(directory: Path, card: LabelCard, labels: Sequence[np.ndarray]) -> LabelStore:
     """A store of labels that are at hand."""
     shards = LabelShards(directory, card, num_rows=len(labels), num_shards=1)
+    shards.begin()
     shards.write(0, labels)
     return shards.merge()

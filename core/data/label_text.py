@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from core.data.index import ManifestIndex
-from core.data.label_store import LabelCard, LabelShards, LabelStore
+from core.data.label_store import LabelCard, LabelStore, write_store
 from core.runfiles import write_whole
 
 
@@ -77,9 +77,7 @@ def import_labels(tsv: Path, labels: Path, index: ManifestIndex, directory: Path
             missing.append(str(path))
     if missing:
         raise ValueError(f"{tsv} has no labels for {len(missing)} of {len(index)} cuts, first {missing[0]}")
-    shards = LabelShards(directory, card, num_rows=len(index), num_shards=1)
-    shards.write(0, found)
-    return shards.merge()
+    return write_store(directory, card, found)
 
 
 def export_labels(store: LabelStore, index: ManifestIndex, *, tsv: Path, labels: Path) -> None:

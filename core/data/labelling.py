@@ -3,16 +3,18 @@
     runs/NAME/features/train-00000-of-00008.npy    of the clips to cluster; deleted once there is a codebook
               codebook.safetensors                 the centers
               labels/train/                        a label store for each manifest (core/data/label_store.py)
+              .claims                              who is at which shard (core/data/shared_work.py)
 
-Each rank takes every so-manieth shard. A shard is there whole or not at all, so that whatever a kill has left is gone
-on with. Labels are made as features come, batch by batch: memory does not grow with the corpus.
+The ranks of a job, and any number of jobs, share the shards. A shard is there whole or not at all, so that whatever a
+kill has left is gone on with. Labels are made as features come, batch by batch: memory does not grow with the corpus.
 """
 
 import logging
-import time
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,32 +22,44 @@ import numpy as np
 from pydantic import Field
 
 from core.config import section
-from core.data.feature_store import FrameShards, is_whole, write_features
+from core.data.feature_store import FrameShards, is_whole, remove_features, write_features
 from core.data.frame_features import FrameFeatures, NoteBad, extract
 from core.data.index import ManifestIndex
 from core.data.kmeans import Codebook, KMeansConfig, fit_kmeans
-from core.data.label_store import CARD, LabelCard, LabelShards, LabelStore, manifest_print, shard_rows
+from core.data.label_store import CARD, SHARDS, LabelCard, LabelShards, LabelStore, manifest_print, shard_rows
+from core.data.shared_work import Piece, SharedWork, Stops
 from core.distributed import Ranks
-from core.runfiles import read_json, write_json
+from core.runfiles import read_json, runs_root, write_json
 from core.seeding import generator
 
 logger = logging.getLogger(__name__)
 
-CODEBOOK, FEATURES, LABELS = "codebook.safetensors", "features", "labels"
-
-# Called by all ranks together after each shard, with the seconds it took; True to stop here.
-Stops = Callable[[float], bool]
+CODEBOOK, FEATURES, LABELS, CLAIMS = "codebook.safetensors", "features", "labels", ".claims"
 
 
 @section
 class LabellingConfig:
-    """How labels are made. `fit_share`: of the training clips, whose frames k-means sees. `num_shards`: of each
-    manifest; a stop loses at most one for each rank. `batch_s`: padded audio in a forward."""
+    """How labels are made. `fit_share`: of the training clips, whose frames k-means sees. `shard_hours`: of speech in
+    a shard; a stop takes effect at its end, and a kill loses one for each rank. `num_shards`: of each manifest, to have
+    so many instead. `batch_s`: padded audio in a forward. `run`: work on the labels of another run (its name under
+    `runs/` or its directory), so that several jobs share them, each with another number `helper`."""
 
     kmeans: KMeansConfig
     fit_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    num_shards: Annotated[int, Field(ge=1)] = 40
+    shard_hours: Annotated[float, Field(gt=0)] = 4.0
+    num_shards: Annotated[int, Field(ge=1)] | None = None
     batch_s: Annotated[float, Field(gt=0)] = 240.0
+    run: str | None = None
+    helper: Annotated[int, Field(ge=0)] = 0
+
+    def directory(self, own: Path) -> Path:
+        """Where the run with the directory `own` makes labels."""
+        return own if self.run is None else runs_root() / self.run
+
+    def shards(self, index: ManifestIndex, *, share: float = 1.0) -> int:
+        """Into how many parts a manifest, or a share of its clips, is cut."""
+        hours = share * float(index.durations_s.sum(dtype=np.float64)) / 3600
+        return self.num_shards or max(1, math.ceil(hours / self.shard_hours))
 
 
 @dataclass(frozen=True)
@@ -65,19 +79,8 @@ class Labelling:
     def codebook(self) -> Codebook | None:
         """Fit the centers, or load those that are there; None when stopped. ValueError where those are of others."""
         path, facts = self.directory / CODEBOOK, self._facts()
-        if not path.exists():
-            shards = self._feature_shards(facts)
-            if shards is None:
-                return None
-            frames = FrameShards(shards)
-            fit = fit_kmeans(frames, self.config.kmeans, seed=self.seed, ranks=self.ranks)
-            mean = fit.inertia / len(frames)
-            logger.info("k-means: %d iterations, mean squared distance %.4f", fit.num_iterations, mean)
-            self.ranks.barrier()  # nobody reads the features any more
-            if self.ranks.is_first:
-                fit.codebook.save(path, **facts)
-                self._remove_features(shards)
-            self.ranks.barrier()
+        if not self._fit(path, facts):
+            return None
         codebook, known = Codebook.load(path)
         if known != facts:
             changes = [f"{key}: {known.get(key)} -> {value}" for key, value in facts.items() if known.get(key) != value]
@@ -99,6 +102,13 @@ class Labelling:
             manifest=manifest_print(index),
         )
 
+    @cached_property
+    def _work(self) -> SharedWork:
+        rng = generator(self.seed, "labels.order", self.config.helper, self.ranks.rank)
+        return SharedWork(self.directory / CLAIMS, ranks=self.ranks, stops=self.stops, rng=rng)
+
+    # ---- the codebook
+
     def _facts(self) -> dict[str, Any]:
         features = self.features
         return {
@@ -111,62 +121,91 @@ class Labelling:
             "manifests": {name: manifest_print(self.indexes[name]) for name in self.fit_on},
         }
 
-    def _feature_shards(self, facts: Mapping[str, Any]) -> list[Path] | None:
+    def _fit(self, path: Path, facts: Mapping[str, Any]) -> bool:
+        """See that there is a codebook, and no features any more; False when stopped."""
         folder = self.directory / FEATURES
-        folder.mkdir(parents=True, exist_ok=True)
-        plan = {**facts, "num_shards": self.config.num_shards}
-        del plan["kmeans"]  # other clusters of the same features
-        if (folder / CARD).exists() and read_json(folder / CARD) != plan:
-            raise ValueError(f"{folder}: features of others; delete the folder, or use another run.name=...")
-        self.ranks.barrier()
-        if self.ranks.is_first:
+        num_shards = [self.config.shards(self.indexes[name], share=self.config.fit_share) for name in self.fit_on]
+        pieces = [
+            self._features_of(place, shard=shard, num_shards=num)
+            for place, num in enumerate(num_shards)
+            for shard in range(num)
+        ]
+
+        def begin() -> None:
+            plan = {**facts, "num_shards": num_shards}
+            del plan["kmeans"]  # other clusters of the same features
+            folder.mkdir(exist_ok=True)
+            if (folder / CARD).exists() and read_json(folder / CARD) != plan:
+                raise ValueError(f"{folder}: features of others; delete the folder, or use another run.name=...")
             write_json(folder / CARD, plan)
-        todo: list[tuple[Path, ManifestIndex, list[int]]] = []
-        num = self.config.num_shards
-        for place, name in enumerate(self.fit_on):
-            chosen = generator(self.seed, "labels.fit", place).random(len(self.indexes[name])) < self.config.fit_share
-            rows = np.flatnonzero(chosen).tolist()
-            for shard in range(num):
-                part = shard_rows(len(rows), shard=shard, num_shards=num)
-                path = folder / f"{name}-{shard:05d}-of-{num:05d}.npy"
-                todo.append((path, self.indexes[name], rows[part.start : part.stop]))
-        missing = [one for one in todo if not is_whole(one[0])]
-        self.ranks.barrier()  # all have looked before anyone writes
 
-        def write(path: Path, index: ManifestIndex, rows: list[int]) -> None:
-            clips = (frames.cpu().numpy() for _, frames in self._extract(index, rows))
-            write_features(path, clips, dim=self.features.dim)
+        def fit() -> None:
+            frames = FrameShards([folder / piece.name for piece in pieces])
+            found = fit_kmeans(frames, self.config.kmeans, seed=self.seed, ranks=self.ranks)
+            mean = found.inertia / len(frames)
+            logger.info("k-means: %d iterations, mean squared distance %.4f", found.num_iterations, mean)
+            self.ranks.barrier()  # nobody reads the features any more
+            self._on_first(lambda: found.codebook.save(path, **facts))
 
-        done = self._shared("features", [partial(write, *one) for one in missing])
-        return [path for path, _, _ in todo] if done else None
+        def clear() -> None:
+            for piece in pieces:
+                remove_features(folder / piece.name)
+            (folder / CARD).unlink(missing_ok=True)
+            with suppress(OSError):  # a person's file is in it
+                folder.rmdir()
 
-    def _remove_features(self, shards: Sequence[Path]) -> None:
-        for path in shards:
-            path.unlink()
-            path.with_suffix(".lengths.npy").unlink()
-        (self.directory / FEATURES / CARD).unlink()
-        (self.directory / FEATURES).rmdir()
+        work = self._work
+        return (
+            work.by_one(CODEBOOK, partial(self._on_first, begin), is_done=path.exists)
+            and work.pieces(FEATURES, pieces, is_over=path.exists)
+            and work.by_one(CODEBOOK, fit, is_done=path.exists)
+            and work.by_one(CODEBOOK, partial(self._on_first, clear), is_done=lambda: not folder.exists())
+        )
+
+    def _features_of(self, place: int, *, shard: int, num_shards: int) -> Piece:
+        """A shard of the chosen clips of manifest `place`."""
+        name, index = self.fit_on[place], self.indexes[self.fit_on[place]]
+        path = self.directory / FEATURES / f"{name}-{shard:05d}-of-{num_shards:05d}.npy"
+
+        def make() -> None:
+            part = shard_rows(len(index), shard=shard, num_shards=num_shards)
+            is_chosen = generator(self.seed, "labels.fit", place, shard).random(len(part)) < self.config.fit_share
+            rows = (part.start + np.flatnonzero(is_chosen)).tolist()
+            write_features(
+                path, (frames.cpu().numpy() for _, frames in self._extract(index, rows)), dim=self.features.dim
+            )
+
+        return Piece(path.name, partial(is_whole, path), make)
+
+    # ---- the labels
 
     def _label(self, name: str, index: ManifestIndex, codebook: Codebook) -> bool:
         folder, card = self.directory / LABELS / name, self.card(index, codebook)
-        if (folder / CARD).exists():
-            LabelStore.open(folder, **asdict(card))
-            return True
-        self.ranks.barrier()
-        shards = LabelShards(folder, card, num_rows=len(index), num_shards=self.config.num_shards)
-        missing = shards.missing()
-        self.ranks.barrier()
+        shards = LabelShards(folder, card, num_rows=len(index), num_shards=self.config.shards(index))
 
         def write(shard: int) -> None:
             rows = shards.rows(shard)
             found = {row: codebook.assign(frames).cpu().numpy() for row, frames in self._extract(index, rows)}
             shards.write(shard, [found.get(row, np.zeros(0, np.int64)) for row in rows])
 
-        done = self._shared(f"labels of {name}", [partial(write, shard) for shard in missing])
-        if done and self.ranks.is_first:
-            shards.merge()
-        self.ranks.barrier()
-        return done
+        what, work, is_there = f"labels of {name}", self._work, (folder / CARD).exists
+
+        def is_clear() -> bool:
+            return not (folder / SHARDS).exists()
+
+        pieces = [
+            Piece(f"{what}: {shard}", partial(shards.is_whole, shard), partial(write, shard))
+            for shard in range(shards.num_shards)
+        ]
+        is_made = (
+            work.by_one(what, partial(self._on_first, shards.begin), is_done=is_there)
+            and work.pieces(what, pieces, is_over=is_there)
+            and work.by_one(what, partial(self._on_first, shards.merge), is_done=is_there)
+            and work.by_one(what, partial(self._on_first, shards.remove), is_done=is_clear)
+        )
+        if is_made:
+            LabelStore.open(folder, **asdict(card))
+        return is_made
 
     def _extract(self, index: ManifestIndex, rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
         return extract(
@@ -178,18 +217,13 @@ class Labelling:
             note_bad=self.note_bad,
         )
 
-    def _shared(self, what: str, tasks: Sequence[Callable[[], None]]) -> bool:
-        """Each rank does every so-manieth task, a round at a time; False when stopped in between."""
-        size = self.ranks.world_size
-        began = time.monotonic()
-        for start in range(0, len(tasks), size):
-            round_began = time.monotonic()
-            if start + self.ranks.rank < len(tasks):
-                tasks[start + self.ranks.rank]()
-            now = time.monotonic()
-            done = min(len(tasks), start + size)
-            left_s = (now - began) / done * (len(tasks) - done)
-            logger.info("%s: %d of %d shards, %.0f s left", what, done, len(tasks), left_s)
-            if self.stops(now - round_began) and done < len(tasks):
-                return False
-        return True
+    def _on_first(self, work: Callable[[], object]) -> None:
+        """`work` on rank 0; its error is raised on all ranks."""
+        problem: Exception | None = None
+        if self.ranks.is_first:
+            try:
+                work()
+            except (ValueError, OSError) as error:
+                problem = error
+        if problem := self.ranks.from_first(problem):
+            raise problem

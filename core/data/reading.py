@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -76,23 +76,42 @@ def read_cut(cut: "MonoCut", *, sample_rate_hz: int, allowed_s: float | None = N
     path = str(source.source if content is None else _origin(cut))
     if allowed_s is not None and cut.duration > allowed_s:
         raise BadSample(cut.id, f"{cut.duration:.3f} s long, {allowed_s:.3f} s are allowed", path)
-    try:
-        decoded = decode(Path(path), content=content, start_s=cut.start, duration_s=cut.duration)
-    except AudioError as error:
-        raise BadSample(cut.id, error.reason, path) from None
-    if decoded.sample_rate_hz != cut.sampling_rate:
-        reason = f"sampled at {decoded.sample_rate_hz} Hz, the manifest says {cut.sampling_rate} Hz"
-        raise BadSample(cut.id, reason, path)
-    num_channels = decoded.samples.shape[1]
-    if num_channels != len(source.channels):
-        reason = f"{num_channels} channel(s), the manifest says {len(source.channels)}"
-        raise BadSample(cut.id, reason, path)
-    samples = decoded.samples[:, list(source.channels).index(cut.channel)]
-    problem = _problem(samples, duration_s=len(samples) / decoded.sample_rate_hz, expected_s=cut.duration)
-    if problem is not None:
-        raise BadSample(cut.id, problem, path)
-    samples = resample(samples, from_hz=decoded.sample_rate_hz, to_hz=sample_rate_hz)
+    place = Place(cut.id, path, cut.start, cut.duration, cut.sampling_rate, list(source.channels), cut.channel)
+    samples = resample(read_place(place, content=content), from_hz=cut.sampling_rate, to_hz=sample_rate_hz)
     return Reading(cut=cut, samples=np.ascontiguousarray(samples), sample_rate_hz=sample_rate_hz, path=path)
+
+
+class Place(NamedTuple):
+    """Where audio is, and what the manifest says of it: `duration_s` from `start_s` on of one of a file's channels."""
+
+    sample_id: str
+    path: str
+    start_s: float
+    duration_s: float
+    sample_rate_hz: int
+    channels: list[int]
+    channel: int
+
+
+def read_place(place: Place, *, content: bytes | None = None) -> np.ndarray:
+    """Its samples (S,) float32, only these decoded; BadSample as `read_cut`. `content`: what the file holds."""
+    sample_id, path = place.sample_id, place.path
+    try:
+        decoded = decode(Path(path), content=content, start_s=place.start_s, duration_s=place.duration_s)
+    except AudioError as error:
+        raise BadSample(sample_id, error.reason, path) from None
+    if decoded.sample_rate_hz != place.sample_rate_hz:
+        reason = f"sampled at {decoded.sample_rate_hz} Hz, the manifest says {place.sample_rate_hz} Hz"
+        raise BadSample(sample_id, reason, path)
+    num_channels = decoded.samples.shape[1]
+    if num_channels != len(place.channels):
+        reason = f"{num_channels} channel(s), the manifest says {len(place.channels)}"
+        raise BadSample(sample_id, reason, path)
+    samples = decoded.samples[:, place.channels.index(place.channel)]
+    problem = _problem(samples, duration_s=len(samples) / decoded.sample_rate_hz, expected_s=place.duration_s)
+    if problem is not None:
+        raise BadSample(sample_id, problem, path)
+    return samples
 
 
 def _source(cut: "MonoCut") -> "AudioSource":

@@ -21,3 +21,9 @@ def appears_whole(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def remove_unfinished(path: Path) -> None:
+    """Remove what killed processes left of `path`. Only while no other process is writing it."""
+    for temporary in path.parent.glob(f".{path.name}.*-*"):
+        temporary.unlink(missing_ok=True)

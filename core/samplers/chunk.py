@@ -10,6 +10,7 @@ import numpy as np
 
 from core.samplers.blend import Draw, Draws
 from core.samplers.buckets import Buckets, merge_sparse
+from core.samplers.constant import even_buckets, room_for_copies
 from core.samplers.hands import count_hands, deal, equals_together, most_copies, one_by_one
 from core.samplers.permutation import hashes
 from core.samplers.rules import PlanConfig
@@ -44,8 +45,12 @@ class Chunk(NamedTuple):
 def make_chunk(draws: Draws, config: PlanConfig, *, buckets: Buckets, key: int) -> Chunk:
     """The steps of some draws; `key` orders them."""
     bucket = _classify(draws.duration_s, config, buckets=buckets)
+    if config.size is not None:
+        bucket = even_buckets(bucket, size=config.size)
     if draws.repeats:
         identity = draws.identities(key=key)
+        if config.size is not None:
+            bucket = room_for_copies(bucket, identity, size=config.size)
         order = equals_together(bucket, identity)
     else:
         order = np.argsort(bucket, kind="stable")  # within a bucket as drawn, which is a keyed order already

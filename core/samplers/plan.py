@@ -14,14 +14,15 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, overload
+from typing import Any, NamedTuple, Protocol, overload
 
 import numpy as np
 
 from core.samplers.admission import Source, admit
-from core.samplers.blend import Blend, Draw
+from core.samplers.blend import Blend, Draw, Draws
 from core.samplers.buckets import make_buckets
 from core.samplers.chunk import Chunk, make_chunk
+from core.samplers.constant import draws_of_chunk
 from core.samplers.evaluation import EvaluationPlan
 from core.samplers.rules import PlanConfig
 from core.samplers.statistics import PlanStatistics
@@ -41,6 +42,12 @@ class Position(NamedTuple):
     segment: int
     chunk: int
     offset: int
+
+
+class Lengths(Protocol):
+    """How long each draw counts, where that differs from epoch to epoch: (N,) float32, at most `draws.duration_s`."""
+
+    def __call__(self, draws: Draws, *, segment: int) -> np.ndarray: ...
 
 
 class MicroBatches(Sequence[list[Draw]]):
@@ -76,25 +83,38 @@ class PlannedStep(NamedTuple):
 class Plan:
     """The endless sequence of steps over weighted sources. Raises ValueError for sources that cannot be planned.
 
-    `segment` counts the changes of the blend within a run: each segment is a plan of its own.
+    `segment` counts the changes of the blend within a run: each segment is a plan of its own. `lengths`: what of each
+    draw is read, where that is a random part of its cut.
     """
 
-    def __init__(self, sources: Sequence[Source], config: PlanConfig, *, seed: int, segment: int = 0) -> None:
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        config: PlanConfig,
+        *,
+        seed: int,
+        segment: int = 0,
+        lengths: Lengths | None = None,
+    ) -> None:
         _check_sources(sources)
         self.config = config
         self.seed = seed
         self.segment = segment
         self._sources = sources
+        self._lengths = lengths
         self._admitted = [admit(source, config) for source in sources]
         self._blend = Blend(self._admitted, seed=seed, segment=segment)
         longest_s = max(one.longest_s for one in self._admitted) or config.allowed_s  # 0 when all are over the budget
-        sample = self._blend.draws(0, min(_SAMPLE, sum(one.num for one in self._admitted))).duration_s
+        self._draws_of_chunk = draws_of_chunk(self._admitted, config) if config.constant_cuts else None
+        sample = self._draws(0, min(_SAMPLE, sum(one.num for one in self._admitted))).duration_s
         sample = np.minimum(sample, np.float32(longest_s))
         self._buckets = make_buckets(sample, num_buckets=config.num_buckets, longest_s=longest_s)
 
     def in_segment(self, segment: int) -> "Plan":
         """The plan of another segment over the same sources."""
-        return self if segment == self.segment else Plan(self._sources, self.config, seed=self.seed, segment=segment)
+        if segment == self.segment:
+            return self
+        return Plan(self._sources, self.config, seed=self.seed, segment=segment, lengths=self._lengths)
 
     def steps(self, start: Position | None = None) -> Iterator[PlannedStep]:
         """The steps from a position on (default: from the first of this segment), without end."""
@@ -117,7 +137,10 @@ class Plan:
 
     def chunk(self, number: int) -> Chunk:
         """Chunk `number` of this segment: time and memory follow from its own size only."""
-        draws = self._blend.draws(*self._blend.stretch(number, most=self.config.chunk_draws))
+        if self._draws_of_chunk is None:
+            draws = self._draws(*self._blend.stretch(number, most=self.config.chunk_draws))
+        else:
+            draws = self._draws(number * self._draws_of_chunk, self._draws_of_chunk)
         key = key64(self.seed, "plan.order", self.segment, number)
         return make_chunk(draws, self.config, buckets=self._buckets, key=key)
 
@@ -142,6 +165,10 @@ class Plan:
         sources = [(one.source, one.checksum) for one in self._admitted]
         facts = [(source.name, source.weight, len(source.durations_s), checksum) for source, checksum in sources]
         return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
+
+    def _draws(self, first: int, num: int) -> Draws:
+        draws = self._blend.draws(first, num)
+        return draws if self._lengths is None else draws._replace(duration_s=self._lengths(draws, segment=self.segment))
 
     def _steps_from(self, chunk: Chunk, start: Position) -> Iterator[PlannedStep]:
         per_step = self.config.micro_batches_per_step

@@ -24,6 +24,7 @@ class PlanConfig:
     `over_budget` says whether that is an error, or the cut is cropped by the reader, put alone in a micro-batch of its
     own, or skipped. A cut shorter than `min_cut_s` is skipped. Skipped cuts are counted in `Plan.statistics`.
     `chunk_draws` cuts at most are planned at a time, in `num_buckets` classes of length.
+    `constant_cuts`: each micro-batch holds exactly `max_cuts` cuts, so the longest that are allowed must fit in.
     """
 
     micro_batches_per_step: Annotated[int, Field(ge=1)]
@@ -35,6 +36,7 @@ class PlanConfig:
     max_cut_s: Annotated[float, Field(gt=0)] | None = None
     over_budget: Literal["error", "crop", "alone", "skip"] = "error"
     chunk_draws: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
+    constant_cuts: bool = False
 
     def __post_init__(self) -> None:
         fits_s = self._longest_that_fits_s()
@@ -47,11 +49,30 @@ class PlanConfig:
             raise ValueError(
                 f"min_cut_s={self.min_cut_s:g} must be at most the longest cut allowed, {self.allowed_s:g}"
             )
+        if self.constant_cuts:
+            self._check_constant()
+
+    def _check_constant(self) -> None:
+        if self.max_cuts is None:
+            raise ValueError("constant_cuts=true needs max_cuts: how many cuts each micro-batch has")
+        if self.over_budget == "alone":
+            raise ValueError("over_budget=alone makes micro-batches of one cut; with constant_cuts use crop or skip")
+        if self.capacity(np.array(self.allowed_s)) < self.max_cuts:
+            raise ValueError(
+                f"max_duration_s={self.max_duration_s:g} must hold max_cuts={self.max_cuts} cuts of {self.allowed_s:g} "
+                f"s with constant_cuts; raise it to {self.max_cuts * float(self.cost_s(np.array(self.allowed_s))):g}, "
+                "or lower max_cut_s"
+            )
 
     @property
     def allowed_s(self) -> float:
         """The longest cut that is not over budget."""
         return self._longest_that_fits_s() if self.max_cut_s is None else self.max_cut_s
+
+    @property
+    def size(self) -> int | None:
+        """The number of cuts in every micro-batch; None where it varies."""
+        return self.max_cuts if self.constant_cuts else None
 
     def cost_s(self, longest_s: np.ndarray) -> np.ndarray:
         """What one cut counts in a micro-batch whose longest cut is this long (float64, any shape)."""

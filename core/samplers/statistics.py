@@ -22,7 +22,7 @@ class PlanStatistics:
         self.audio_s_per_step = chunk.audio_s() / chunk.num_steps
         self.padding_share = 1 - chunk.audio_s() / padded_s
         self.draws_per_step = self.num_chunk_draws / chunk.num_steps
-        self._is_cut_short = self.num_chunk_draws < sum(one.num for one in admitted)
+        self._is_cut_short = not config.constant_cuts and self.num_chunk_draws < sum(one.num for one in admitted)
         self.empty_share = 1 - num_filled / len(chunk.sizes)
 
     @property

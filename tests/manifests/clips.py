@@ -40,6 +40,28 @@ def librispeech(folder: Path, *, parts: dict[str, int]) -> dict[str, dict[str, t
     return expected
 
 
+def librilight(folder: Path) -> dict[str, dict[str, tuple[str, int]]]:
+    """librispeech_finetuning/{1h/{0..5},9h}/{clean,other}/SPEAKER/BOOK/*.flac; folder -> name -> (text, samples)."""
+    expected: dict[str, dict[str, tuple[str, int]]] = {}
+    cuts = iter(demo_cuts(28))
+    for number, name in enumerate([*(f"1h/{fold}" for fold in range(6)), "9h"]):
+        expected[name] = {}
+        for half, speaker in (("clean", number + 10), ("other", number + 20)):
+            book = f"{speaker}-{number + 500}"
+            chapter = folder / "librispeech_finetuning" / name / half / str(speaker) / str(number + 500)
+            chapter.mkdir(parents=True)
+            utterances = {}
+            for audio_id in (f"{book}-0003", f"{book}-0012"):
+                cut = next(cuts)
+                audio = samples_of(cut)
+                soundfile.write(chapter / f"{audio_id}.flac", audio, SAMPLE_RATE_HZ)
+                utterances[audio_id] = (cut.supervisions[0].text.upper(), len(audio))
+            lines = "".join(f"{audio_id} {text}\n" for audio_id, (text, _) in utterances.items())
+            (chapter / f"{book}.trans.txt").write_text(lines)
+            expected[name] |= utterances
+    return expected
+
+
 def mls(folder: Path, *, ending: str) -> dict[str, dict[str, tuple[str, int]]]:
     """mls_polish/SPLIT/audio/8758/8338/8758_8338_000000.flac (or .opus), transcripts.txt, metainfo.txt."""
     language = folder / ("mls_polish_opus" if ending == "opus" else "mls_polish")

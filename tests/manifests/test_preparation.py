@@ -2,6 +2,7 @@
 
 import functools
 import http.server
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,7 +16,7 @@ import pytest
 import soundfile
 
 from core.data.index import ManifestIndex, index_path
-from manifests import gigaspeech, librispeech, mls
+from manifests import gigaspeech, librilight, librispeech, mls
 from tests.manifests import clips
 
 ROOT = Path(__file__).parents[2]
@@ -40,6 +41,37 @@ def test_librispeech(tmp_path, capsys):
     for part, utterances in expected.items():
         _assert_manifest(tmp_path / "out" / f"librispeech_{part}.jsonl", utterances)
     assert "1 dropped (no audio file)" in capsys.readouterr().out
+
+
+def test_the_limited_splits_of_librilight_contain_each_other(tmp_path, capsys):
+    folders = clips.librilight(tmp_path)
+    lost = min((tmp_path / "librispeech_finetuning/1h/3/other").rglob("*.flac"))
+    lost.unlink()
+    del folders["1h/3"][lost.stem]
+    librilight.main([str(tmp_path), str(tmp_path / "out"), "--workers", "1"])
+    hour = {name: utterance for fold in range(6) for name, utterance in folders[f"1h/{fold}"].items()}
+    expected = {"10min": folders["1h/0"], "1h": hour, "10h": hour | folders["9h"]}
+    for part, utterances in expected.items():
+        _assert_manifest(tmp_path / "out" / f"librilight_{part}.jsonl", utterances)
+    assert [len(utterances) for utterances in expected.values()] == [4, 23, 27]
+    printed = capsys.readouterr().out
+    assert printed.count("1 dropped (no audio file)") == 2
+    librilight.main([str(tmp_path / "librispeech_finetuning"), str(tmp_path / "out"), "--parts", "10h"])
+    assert "librilight_10h: already done" in capsys.readouterr().out
+
+
+def test_librilight_without_its_nine_hours_makes_what_there_is(tmp_path, capsys):
+    folders = clips.librilight(tmp_path)
+    shutil.rmtree(tmp_path / "librispeech_finetuning" / "9h" / "other")
+    librilight.main([str(tmp_path), str(tmp_path / "out")])
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.jsonl")) == [
+        "librilight_10min.jsonl",
+        "librilight_1h.jsonl",
+    ]
+    _assert_manifest(tmp_path / "out" / "librilight_10min.jsonl", folders["1h/0"])
+    with pytest.raises(SystemExit):
+        librilight.main([str(tmp_path), str(tmp_path / "out"), "--parts", "10h"])
+    assert "has no 9h; --download fetches" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("ending", ["flac", "opus"])
@@ -148,6 +180,20 @@ def test_librispeech_is_fetched_once_and_cleaned_up(tmp_path, site):
     librispeech.main([*arguments, "--site", address])  # nothing is left to fetch
 
 
+def test_librilight_is_fetched_once_and_cleaned_up(tmp_path, site):
+    folder, address = site
+    folders = clips.librilight(tmp_path / "origin")
+    with tarfile.open(folder / "librispeech_finetuning.tgz", "w:gz") as archive:
+        archive.add(tmp_path / "origin" / "librispeech_finetuning", arcname="librispeech_finetuning")
+    arguments = [str(tmp_path / "corpus"), str(tmp_path / "out"), "--workers", "1", "--site", address, "--download"]
+    librilight.main([*arguments, "--parts", "10min", "--cleanup"])
+    assert not (tmp_path / "corpus" / "librispeech_finetuning.tgz").exists()
+    (folder / "librispeech_finetuning.tgz").unlink()
+    librilight.main(arguments)  # nothing is left to fetch
+    _assert_manifest(tmp_path / "out" / "librilight_10min.jsonl", folders["1h/0"])
+    assert (tmp_path / "out" / "librilight_10h.jsonl").exists()
+
+
 def test_mls_is_fetched_once_and_cleaned_up(tmp_path, site):
     folder, address = site
     expected = clips.mls(tmp_path / "origin", ending="opus")
@@ -169,6 +215,7 @@ def test_mls_is_fetched_once_and_cleaned_up(tmp_path, site):
         (librispeech, ["CORPUS/none", "OUT"], "no such folder"),
         (librispeech, ["CORPUS", "OUT", "--cleanup"], "give both"),
         (librispeech, ["CORPUS", "OUT", "--download"], "needs --parts"),
+        (librilight, ["CORPUS", "OUT"], "no 1h/0"),
         (mls, ["CORPUS", "OUT"], "no folder mls_LANGUAGE"),
         (gigaspeech, ["CORPUS", "OUT"], "no GigaSpeech.json"),
         (gigaspeech, ["CORPUS", "OUT", "--download"], "--password-file"),

@@ -45,11 +45,13 @@ def assert_holds(store: LabelStore, labels: list[np.ndarray]) -> None:
 def test_shards_become_one_store_in_any_order(tmp_path: Path) -> None:
     labels = some_labels(23)
     shards = LabelShards(tmp_path, card(), num_rows=23, num_shards=4)
+    shards.begin()
     for shard in (2, 0, 3):
         shards.write(shard, (labels[row] for row in shards.rows(shard)))
     with pytest.raises(ValueError, match=r"shards \[1\] of 4 are missing"):
         shards.merge()
     again = LabelShards(tmp_path, card(), num_rows=23, num_shards=4)  # after a kill
+    again.begin()
     assert again.missing() == [1]
     again.write(1, [labels[row] for row in again.rows(1)])
     store = again.merge()
@@ -72,6 +74,7 @@ def test_shards_are_cut_as_the_predecessor_cuts_them() -> None:
 def test_a_damaged_shard_is_made_again(tmp_path: Path, damage: str) -> None:
     labels = some_labels(10)
     shards = LabelShards(tmp_path, card(), num_rows=10, num_shards=2)
+    shards.begin()
     for shard in range(2):
         shards.write(shard, [labels[row] for row in shards.rows(shard)])
     path = next((tmp_path / "shards").glob("00001*"))
@@ -85,14 +88,15 @@ def test_a_damaged_shard_is_made_again(tmp_path: Path, damage: str) -> None:
 
 
 def test_shards_of_other_labels_are_not_continued(tmp_path: Path) -> None:
-    LabelShards(tmp_path, card(), num_rows=10, num_shards=2)
+    LabelShards(tmp_path, card(), num_rows=10, num_shards=2).begin()
     for other in (card(codebook="other"), card(layer=6)):
         with pytest.raises(ValueError, match="shards of other labels"):
-            LabelShards(tmp_path, other, num_rows=10, num_shards=2)
+            LabelShards(tmp_path, other, num_rows=10, num_shards=2).begin()
 
 
 def test_wrong_labels_are_refused_when_they_are_written(tmp_path: Path) -> None:
     shards = LabelShards(tmp_path, card(), num_rows=2, num_shards=1)
+    shards.begin()
     with pytest.raises(ValueError, match="1 cuts instead of 2"):
         shards.write(0, [np.array([1])])
     for wrong in (9, -1):
