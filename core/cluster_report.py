@@ -5,7 +5,9 @@
     pnmi_gain(labels_of_layer_6, labels_of_mfcc, phones, seed=0)       # is one better than the other?
 
 Measures of Hsu et al. 2021 (arXiv:2106.07447, section III-B). The intervals are bootstrapped over utterances (Efron
-1979): frames of one utterance are not independent.
+1979): frames of one utterance are not independent. They are basic (pivotal) ones (Davison and Hinkley 1997, section
+5.2): the PNMI of few utterances is above that of endless speech, and resampling them raises it as much again, so that
+2 PNMI - PNMI of a resample is right on average, where the resampled values themselves are not.
 """
 
 from collections.abc import Sequence
@@ -26,7 +28,8 @@ _RESAMPLES_AT_ONCE = 50
 
 
 class Interval(NamedTuple):
-    """An estimate, and the 2.5 and 97.5 percent quantiles of its bootstrap."""
+    """What was measured on the utterances at hand, and the 95 % interval of endless speech like theirs, which has no
+    bias: a PNMI may lie above its interval."""
 
     value: float
     low: float
@@ -76,9 +79,11 @@ class ClusterReport:
             f"cluster has {self.unigram_accuracy:.2%} of the frames",
         ]
         if self.phones is not None:
+            pnmi = self.phones.pnmi
             lines.append(
-                f"PNMI {self.phones.pnmi}, phone purity {self.phones.phone_purity:.3f}, cluster purity "
-                f"{self.phones.cluster_purity:.3f}, {len(self.phones.symbols)} phones"
+                f"PNMI {pnmi.value:.3f} (of endless speech {pnmi.low:.3f} to {pnmi.high:.3f}), phone purity "
+                f"{self.phones.phone_purity:.3f}, cluster purity {self.phones.cluster_purity:.3f}, "
+                f"{len(self.phones.symbols)} phones"
             )
         return "\n".join(lines)
 
@@ -111,8 +116,7 @@ def pnmi_gain(better: Labels, worse: Labels, phones: Phones, *, seed: int) -> In
         shape = (len(symbols), num_clusters)
         estimates.append(_pnmi(np.asarray(tables.sum(axis=0)).reshape(1, *shape))[0])
         values.append(_resampled_pnmi(tables, draws, shape))
-    low, high = np.quantile(values[0] - values[1], [0.025, 0.975])
-    return Interval(float(estimates[0] - estimates[1]), float(low), float(high))
+    return _interval(estimates[0] - estimates[1], values[0] - values[1])
 
 
 def draw_report(report: ClusterReport, path: Path) -> None:
@@ -143,14 +147,19 @@ def _phone_measures(labels: Labels, phones: Phones, *, num_clusters: int, seed: 
     shape = (len(symbols), num_clusters)
     joint = np.asarray(tables.sum(axis=0)).reshape(shape)
     resampled = _resampled_pnmi(tables, _resamples(len(labels), seed=seed), shape)
-    low, high = np.quantile(resampled, [0.025, 0.975])
+    value, low, high = _interval(_pnmi(joint[None])[0], resampled)
     return PhoneMeasures(
         symbols=symbols,
         joint=joint,
         phone_purity=float(joint.max(axis=0).sum() / joint.sum()),
         cluster_purity=float(joint.max(axis=1).sum() / joint.sum()),
-        pnmi=Interval(float(_pnmi(joint[None])[0]), float(low), float(high)),
+        pnmi=Interval(value, low=min(1.0, max(0.0, low)), high=min(1.0, max(0.0, high))),
     )
+
+
+def _interval(value: float, resampled: np.ndarray) -> Interval:
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Interval(float(value), low=float(2 * value - high), high=float(2 * value - low))
 
 
 def _symbols(phones: Phones) -> list[str]:

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from core.config import section
-from core.parameters import DecayConfig, FreezeConfig, parameters
+from core.parameters import DecayConfig, FreezeConfig, ThawConfig, parameters
 from core.schedule import Constant, Cosine, Exponential, Linear, TriStage, WarmupStableDecay, ratio
 
 
@@ -19,6 +19,7 @@ class OptimConfig:
     `betas` and `eps` are for adamw and adam, `momentum` is for sgd. `adamw` decays weights apart from the gradient
     (Loshchilov and Hutter 2019), `adam` and `sgd` add `weight_decay` x weight to it.
     `max_norm`: gradients are scaled down to this global norm; null: not at all.
+    `freeze`: what is never trained; `thaw`: what is trained later.
     """
 
     name: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -31,6 +32,7 @@ class OptimConfig:
     schedule: Constant | Linear | Cosine | Exponential | TriStage | WarmupStableDecay = field(default_factory=Constant)
     decay: DecayConfig = field(default_factory=DecayConfig)
     freeze: FreezeConfig = field(default_factory=FreezeConfig)
+    thaw: ThawConfig | None = None
 
     def __post_init__(self) -> None:
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -46,6 +48,11 @@ class OptimConfig:
 def learning_rate(config: OptimConfig, step: int) -> float:
     """The rate of the update that follows `step` updates: `step` is 0 for the first one."""
     return config.lr * ratio(config.schedule, step + 1)
+
+
+def is_thawed(config: OptimConfig, step: int) -> bool:
+    """Whether the update that follows `step` updates trains what `thaw` keeps for later."""
+    return config.thaw is None or step >= config.thaw.after_steps
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import field
 from io import StringIO
 from math import prod
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
+from pydantic import Field
 from torch import nn
 
 from core.config import section
@@ -32,6 +33,20 @@ class FreezeConfig:
         check_expressions(patterns=self.patterns, exceptions=self.exceptions)
         if self.exceptions and not self.patterns:
             raise ValueError(f"exceptions={self.exceptions} must be exceptions from patterns; there are none")
+
+
+@section
+class ThawConfig:
+    """Parameters whose name matches one of `patterns` begin to learn after `after_steps` updates.
+
+    Until then neither they nor what the optimizer keeps of them change: no gradient, no decay, no moments.
+    """
+
+    patterns: list[str]
+    after_steps: Annotated[int, Field(ge=1)]
+
+    def __post_init__(self) -> None:
+        check_expressions(patterns=self.patterns)
 
 
 @section
@@ -59,6 +74,17 @@ def freeze(model: nn.Module, config: FreezeConfig) -> None:
     names = _named(model)
     for name in _selected(names, config):
         names[name].requires_grad_(False)
+
+
+def late_parameters(model: nn.Module, config: ThawConfig) -> list[nn.Parameter]:
+    """Those that begin to learn later, without those that never do. ValueError where that leaves none to begin with."""
+    names = {name: tensor for name, tensor in _named(model).items() if tensor.requires_grad}
+    late = _matching(names, config.patterns, key="thaw.patterns")
+    if len(late) == len(names):
+        raise ValueError(
+            f"thaw.patterns={config.patterns} must leave a parameter to train in the first {config.after_steps} updates"
+        )
+    return [tensor for name, tensor in names.items() if name in late]
 
 
 def parameters(model: nn.Module, *, freeze: FreezeConfig, decay: DecayConfig) -> list[Parameter]:

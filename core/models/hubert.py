@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.models.hubert_config import HubertConfig
+from core.models.hubert_config import HubertConfig, HubertEncoderConfig
 from core.models.hubert_encoder import FeatureProjection, HubertEncoder
 from core.models.hubert_frontend import ConvFrontEnd
 from core.models.subsampling import valid_frames
@@ -41,7 +41,7 @@ class Frames(NamedTuple):
 class Hubert(nn.Module):
     """Waveform to contextual frames; also the encoder to fine-tune."""
 
-    def __init__(self, config: HubertConfig) -> None:
+    def __init__(self, config: HubertEncoderConfig) -> None:
         super().__init__()
         self.config = config
         self.output_dim = config.dim

@@ -17,8 +17,8 @@ _CONV_LAYERS = [[512, 10, 5], *[[512, 3, 2]] * 4, *[[512, 2, 2]] * 2]
 
 
 @section
-class HubertConfig:
-    """The architecture; the defaults are HuBERT base. `hubert_config("large")` gives the published larger ones.
+class HubertEncoderConfig:
+    """The encoder; the defaults are HuBERT base.
 
     `conv_layers`: [channels, kernel, stride] each. `pre_norm`: norms before attention and feed-forward, not after.
     `feature_grad_scale`: what the gradient that reaches the convolutions is multiplied by.
@@ -40,8 +40,6 @@ class HubertConfig:
     dropout: Share = 0.1
     layer_drop: Share = 0.05
     feature_grad_scale: Annotated[float, Field(gt=0, le=1)] = 0.1
-    final_dim: Count = 256
-    num_classes: Annotated[int, Field(ge=2, le=32767)] = 100
 
     def __post_init__(self) -> None:
         if not self.conv_layers or any(len(layer) != 3 for layer in self.conv_layers):
@@ -66,6 +64,14 @@ class HubertConfig:
     def output_lengths(self, num_samples: Any) -> Any:
         """Frames of so many samples: of an int, or elementwise of an array or tensor."""
         return conv_lengths(num_samples, self.conv_layers)[-1]
+
+
+@section
+class HubertConfig(HubertEncoderConfig):
+    """The encoder and the head that pretrains it. `hubert_config("large")` gives the published larger models."""
+
+    final_dim: Count = 256
+    num_classes: Annotated[int, Field(ge=2, le=32767)] = 100
 
 
 def hubert_config(size: Size, *, num_classes: int) -> HubertConfig:

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from core.models.dropout import Dropout
-from core.models.hubert_config import HubertConfig
+from core.models.hubert_config import HubertEncoderConfig
 
 
 class FeatureProjection(nn.Module):
-    def __init__(self, config: HubertConfig) -> None:
+    def __init__(self, config: HubertEncoderConfig) -> None:
         super().__init__()
         channels = config.conv_layers[-1][0]
         self.layer_norm = nn.LayerNorm(channels)
@@ -29,7 +29,7 @@ class FeatureProjection(nn.Module):
 class HubertEncoder(nn.Module):
     """Positions by a wide convolution, then transformer layers."""
 
-    def __init__(self, config: HubertConfig) -> None:
+    def __init__(self, config: HubertEncoderConfig) -> None:
         super().__init__()
         self.pre_norm = config.pre_norm
         self.pos_conv_embed = PositionalConv(config)
@@ -57,7 +57,7 @@ class HubertEncoder(nn.Module):
 class PositionalConv(nn.Module):
     """GELU of a convolution whose weight is normalized for each tap (Salimans and Kingma 2016)."""
 
-    def __init__(self, config: HubertConfig) -> None:
+    def __init__(self, config: HubertEncoderConfig) -> None:
         super().__init__()
         kernel = config.position_kernel
         conv = nn.Conv1d(config.dim, config.dim, kernel, padding=kernel // 2, groups=config.position_groups)
@@ -73,7 +73,7 @@ class PositionalConv(nn.Module):
 class HubertLayer(nn.Module):
     """Attention and feed-forward, each added to its input; norms after each (base) or before each (larger models)."""
 
-    def __init__(self, config: HubertConfig) -> None:
+    def __init__(self, config: HubertEncoderConfig) -> None:
         super().__init__()
         self.pre_norm = config.pre_norm
         self.attention = HubertAttention(config)
@@ -98,7 +98,7 @@ class HubertLayer(nn.Module):
 
 
 class HubertAttention(nn.Module):
-    def __init__(self, config: HubertConfig) -> None:
+    def __init__(self, config: HubertEncoderConfig) -> None:
         super().__init__()
         self.num_heads, self.dropout = config.num_heads, config.attention_dropout
         self.k_proj, self.v_proj, self.q_proj, self.out_proj = (small_linear(config.dim, config.dim) for _ in range(4))
@@ -115,7 +115,7 @@ class HubertAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, config: HubertConfig) -> None:
+    def __init__(self, config: HubertEncoderConfig) -> None:
         super().__init__()
         self.intermediate_dense = small_linear(config.dim, config.ffn_dim)
         self.output_dense = small_linear(config.ffn_dim, config.dim)

@@ -4,7 +4,7 @@ useful_s = training_flops(config, num_frames=779) / 15.6        # base: 46.0 GFL
 """
 
 from core import flops
-from core.models.hubert_config import HubertConfig
+from core.models.hubert_config import HubertConfig, HubertEncoderConfig
 
 _MASKED_SHARE = 0.53
 
@@ -19,7 +19,25 @@ def training_flops(config: HubertConfig, *, num_frames: int) -> float:
     return flops.training(forward, without_input_gradient=convs[0])
 
 
-def front_end_flops(config: HubertConfig, *, num_frames: int) -> list[float]:
+def finetuning_flops(
+    config: HubertEncoderConfig, *, num_frames: int, vocab_size: int, trains_convs: bool, trains_encoder: bool
+) -> float:
+    """As `training_flops`, with a CTC layer over all frames; of what is frozen the forward only."""
+    if num_frames < 1:
+        return 0.0
+    convs = front_end_flops(config, num_frames=num_frames)
+    encoder = encoder_flops(config, num_frames=num_frames, num_layers=config.num_layers)
+    head = flops.linear(num_rows=num_frames, input_dim=config.dim, output_dim=vocab_size)
+    total = flops.training(head, without_input_gradient=0.0 if trains_encoder else head)
+    if not trains_encoder:
+        return total + encoder + sum(convs)
+    if trains_convs:
+        return total + flops.training(encoder + sum(convs), without_input_gradient=convs[0])
+    projection = flops.linear(num_rows=num_frames, input_dim=config.conv_layers[-1][0], output_dim=config.dim)
+    return total + flops.training(encoder, without_input_gradient=projection) + sum(convs)
+
+
+def front_end_flops(config: HubertEncoderConfig, *, num_frames: int) -> list[float]:
     """Forward of each convolution over the samples that so many frames see."""
     num_samples = (num_frames - 1) * config.hop_samples + config.window_samples
     found, channels = [], 1
@@ -32,7 +50,7 @@ def front_end_flops(config: HubertConfig, *, num_frames: int) -> list[float]:
     return found
 
 
-def encoder_flops(config: HubertConfig, *, num_frames: int, num_layers: int) -> float:
+def encoder_flops(config: HubertEncoderConfig, *, num_frames: int, num_layers: int) -> float:
     """Forward of projection, positions and so many layers."""
     dim = config.dim
     projection = flops.linear(num_rows=num_frames, input_dim=config.conv_layers[-1][0], output_dim=dim)

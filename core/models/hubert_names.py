@@ -6,7 +6,7 @@ save_huggingface(model, directory)                             # for HubertModel
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.models.hubert import Hubert, HubertPretraining
-from core.models.hubert_config import HubertConfig
+from core.models.hubert_config import HubertEncoderConfig
 from core.runfiles import write_json
+from core.unpickling import check_torch_file
 
 Style = Literal["torchaudio", "huggingface", "fairseq"]
 
@@ -61,7 +62,7 @@ def export_state(model: Hubert | HubertPretraining, style: Style) -> dict[str, T
     """The model's tensors under others' names. Hugging Face's HubertModel has no head: it is left out."""
     return {
         _theirs(name, style, model.config): tensor.detach()
-        for name, tensor in _own_tensors(model).items()
+        for name, tensor in own_tensors(model).items()
         if not (style == "huggingface" and name.startswith("head."))
     }
 
@@ -69,43 +70,71 @@ def export_state(model: Hubert | HubertPretraining, style: Style) -> dict[str, T
 def import_state(model: Hubert | HubertPretraining, state: Mapping[str, Tensor], style: Style) -> list[str]:
     """Copy others' tensors into the model; the names of ours that `state` has nothing for: mask embedding and head.
 
-    Prefixes, the old names of weight norm, and convolutions over (time, 1) are understood; the head in `state` is
+    Prefixes, the old names of weight norm, and Conv2d's weights (`as_conv1d`) are understood; the head in `state` is
     passed over where the model has none. ValueError, with nothing changed, for a tensor of the body that is missing,
     one that is unexpected, and one of another size.
     """
-    own = _own_tensors(model)
-    place = {_plain(_theirs(name, style, model.config)): name for name in own}
+    own, place = own_tensors(model), places(model, style)
     heads = {_plain(_theirs(f"head.{name}", style, model.config)) for name in _HEAD}
     found: dict[str, Tensor] = {}
     problems = []
     for theirs, tensor in state.items():
-        name = place.get(_plain(theirs))
+        name = place(theirs)
         if name is None:
             if _plain(theirs) not in heads:
                 problems.append(f"{theirs} is unexpected")
             continue
         wanted = own[name].shape
-        if tensor.shape == (*wanted, 1):  # a Conv2d over (time, 1)
-            tensor = tensor.squeeze(-1)
+        tensor = as_conv1d(tensor, wanted)
         if tensor.shape != wanted:
             problems.append(f"{theirs} is {tuple(tensor.shape)} instead of {tuple(wanted)}")
         found[name] = tensor
     kept = [name for name in own if name not in found]
     problems += [f"{name} is missing" for name in kept if name != "mask_embedding" and not name.startswith("head.")]
     if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"these weights do not fit the model: {'; '.join(problems[:5])}{more}")
+        raise ValueError(f"these weights do not fit the model: {listed(problems)}")
     with torch.no_grad():
         for name, tensor in found.items():
             own[name].copy_(tensor)
     return kept
 
 
+def own_tensors(model: Hubert | HubertPretraining) -> dict[str, Tensor]:
+    """By the names of HubertPretraining, without `hubert.`."""
+    return {name.removeprefix("hubert."): tensor for name, tensor in model.named_parameters()}
+
+
+def places(model: Hubert | HubertPretraining, style: Style) -> Callable[[str], str | None]:
+    """Where in `own_tensors` a tensor of theirs belongs, by its name; None for one that the model has no place for."""
+    place = {_plain(_theirs(name, style, model.config)): name for name in own_tensors(model)}
+    return lambda theirs: place.get(_plain(theirs))
+
+
+def as_conv1d(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """The weight of a Conv2d over (1, time) or (time, 1) as the Conv1d of that shape; any other as it is."""
+    for dim in (2, 3):
+        if tensor.dim() == 4 and tensor.size(dim) == 1 and tensor.squeeze(dim).shape == shape:
+            return tensor.squeeze(dim)
+    return tensor
+
+
+def listed(problems: Sequence[str]) -> str:
+    """The first of them, and how many more there are."""
+    more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+    return f"{'; '.join(problems[:5])}{more}"
+
+
+def read_tensors(path: Path) -> Any:
+    """What torch.save wrote. ValueError where there is more in it than tensors and plain values."""
+    check_torch_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def read_state(path: Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a checkpoint by torch.save, which may not contain other classes."""
     if path.suffix == ".safetensors":
         return load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
+    content = read_tensors(path)
     for key in ("state_dict", "model"):  # Lightning, fairseq
         if isinstance(content.get(key), Mapping):
             content = content[key]
@@ -140,7 +169,7 @@ def load_huggingface(model: Hubert | HubertPretraining, directory: Path) -> list
     return kept
 
 
-def huggingface_config(config: HubertConfig) -> dict[str, Any]:
+def huggingface_config(config: HubertEncoderConfig) -> dict[str, Any]:
     """The config.json of an equal HubertModel."""
     return {
         "model_type": "hubert", "architectures": ["HubertModel"],
@@ -162,12 +191,7 @@ def huggingface_config(config: HubertConfig) -> dict[str, Any]:
 _HEAD = ("projection.weight", "projection.bias", "label_embeddings")
 
 
-def _own_tensors(model: Hubert | HubertPretraining) -> dict[str, Tensor]:
-    """By the names of HubertPretraining, without `hubert.`."""
-    return {name.removeprefix("hubert."): tensor for name, tensor in model.named_parameters()}
-
-
-def _theirs(name: str, style: Style, config: HubertConfig) -> str:
+def _theirs(name: str, style: Style, config: HubertEncoderConfig) -> str:
     if style == "fairseq" and (norm := re.fullmatch(r"feature_extractor\.(.+)\.layer_norm\.(.+)", name)):
         place = "2.1" if config.conv_norm == "layer" else "2"  # there the LayerNorm stands between two transpositions
         return f"feature_extractor.{norm[1]}.{place}.{norm[2]}"

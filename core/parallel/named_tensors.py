@@ -6,7 +6,8 @@ those of the bare model: wrappers (DDP, compile, activation checkpointing) leave
 """
 
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Set
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,12 +16,16 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
+from core.parallel.flat_shard import FlatShard
+
 WRAPPERS = ("_orig_mod.", "_checkpoint_wrapped_module.")
+
+T = TypeVar("T", bound=Tensor | FlatShard)
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and persistent buffers, as they are (no copies)."""
-    tensors = {f"model.{_name(name)}": value for name, value in _bare(model).state_dict().items()}
+    tensors = {f"model.{bare_name(name)}": value for name, value in _bare(model).state_dict().items()}
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
             raise ValueError(f"{name} is a {type(value).__name__}: a checkpoint holds only tensors")
@@ -51,7 +56,7 @@ def optimizer_targets(model: nn.Module, optimizer: Optimizer, *, saved: Iterable
     for name, parameter in _parameters(model, optimizer):
         if name not in has_state:
             optimizer.state.pop(parameter, None)
-    _make_states(optimizer, [parameter for name, parameter in _parameters(model, optimizer) if name in has_state])
+    make_states(optimizer, [parameter for name, parameter in _parameters(model, optimizer) if name in has_state])
     return optimizer_tensors(model, optimizer)
 
 
@@ -65,24 +70,34 @@ def put_numbers_back(model: nn.Module, optimizer: Optimizer, tensors: dict[str, 
 
 
 def share_of_rank(model: nn.Module, optimizer: Optimizer, *, group: dist.ProcessGroup | None) -> dict[str, Tensor]:
-    """What this rank of `group` writes: its shards of DTensors, and its part of the tensors that all ranks hold alike.
-
-    The latter are dealt by size, so that neither the copying nor the writing is done twice. Buffers may differ
-    between replicas: rank 0's count, as in DDP.
-    """
-    rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+    """What this rank of `group` writes of a model and its optimizer; see `dealt`."""
     of_model = model_tensors(model)
     tensors = of_model | optimizer_tensors(model, optimizer)
-    parameters = {f"model.{_name(name)}" for name, _ in _bare(model).named_parameters()}
-    share: dict[str, Tensor] = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, DTensor)}
-    dealt = [(0, writer) for writer in range(size)]  # a heap: (bytes so far, rank)
-    for name in sorted(tensors.keys() - share.keys(), key=lambda name: (-tensors[name].nbytes, name)):
+    return dealt(tensors, of_first=of_model.keys() - parameter_names(model), group=group)
+
+
+def parameter_names(model: nn.Module) -> set[str]:
+    """The names in a checkpoint of a model's parameters; what else the model has are buffers."""
+    return {f"model.{bare_name(name)}" for name, _ in _bare(model).named_parameters(remove_duplicate=False)}
+
+
+def dealt(tensors: Mapping[str, T], *, of_first: Set[str], group: dist.ProcessGroup | None) -> dict[str, T]:
+    """What this rank of `group` writes: its shards, and its part of the tensors that all ranks hold alike.
+
+    The latter are dealt by size, so that neither the copying nor the writing is done twice; but those named `of_first`
+    are rank 0's: buffers may differ between replicas, and rank 0's count, as in DDP.
+    """
+    rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
+    whole = {name: value for name, value in tensors.items() if not isinstance(value, DTensor | FlatShard)}
+    share = {name: value for name, value in tensors.items() if name not in whole}
+    heap = [(0, writer) for writer in range(size)]  # (bytes so far, rank)
+    for name in sorted(whole, key=lambda name: (-whole[name].nbytes, name)):
         writer = 0
-        if name not in of_model or name in parameters:
-            num_bytes, writer = dealt[0]
-            heapq.heapreplace(dealt, (num_bytes + tensors[name].nbytes, writer))
+        if name not in of_first:
+            num_bytes, writer = heap[0]
+            heapq.heapreplace(heap, (num_bytes + whole[name].nbytes, writer))
         if writer == rank:
-            share[name] = tensors[name]
+            share[name] = whole[name]
     return share
 
 
@@ -90,7 +105,7 @@ def _bare(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
-def _name(wrapped: str) -> str:
+def bare_name(wrapped: str) -> str:
     for wrapper in WRAPPERS:
         wrapped = wrapped.replace(wrapper, "")
     return wrapped
@@ -98,7 +113,7 @@ def _name(wrapped: str) -> str:
 
 def _parameters(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
     """The optimizer's parameters with the names that the model gives them."""
-    names = {parameter: _name(name) for name, parameter in _bare(model).named_parameters()}
+    names = {parameter: bare_name(name) for name, parameter in _bare(model).named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter not in names:
@@ -106,7 +121,7 @@ def _parameters(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, n
             yield names[parameter], parameter
 
 
-def _make_states(optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
+def make_states(optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
     """Have the optimizer make the states it lacks, by a step at rate 0 with gradients of 0."""
     stateless = {parameter for parameter in parameters if parameter not in optimizer.state}
     if not stateless:

@@ -17,6 +17,7 @@ from core.optim import OptimConfig, build_optimizer
 from core.parallel.clipping import clip_gradients, local_parts
 from core.parallel.engine import ParallelConfig
 from core.parallel.loss_scale import LossScale
+from core.parallel.thawing import Thawing
 from core.parallel.weights import load_weights, save_weights
 
 COMPUTE_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,24 +33,22 @@ class TorchEngine:
     """DDP or FSDP2 with autocast or a mixed-precision policy; the update is skipped on the device where it must be."""
 
     def __init__(self, model: nn.Module, config: ParallelConfig, *, optim: OptimConfig, ranks: Ranks) -> None:
-        if config.precision == "fp16" and ranks.device.type == "cpu":
-            raise ValueError("parallel.precision=fp16 needs a GPU; use fp32 or bf16 on a CPU")
         self._ranks = ranks
         self._dtype = COMPUTE_DTYPE.get(config.precision)
         self._bare = model.to(ranks.device)
-        _prepare_blocks(model, config)
+        prepare_blocks(model, config)
         if config.strategy == "fsdp2":
             self.model = self._shard()
         else:
+            if self._dtype is not None:
+                compute_in(self._bare, self._dtype, device_type=ranks.device.type)
             self.model = self._replicate()
         self._optimizer = build_optimizer(self._bare, optim)
+        self._thawing = Thawing(self._bare, optim)
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        self._loss_scale = LossScale(ranks.device) if config.precision == "fp16" else None
+        self._loss_scale = LossScale(config.loss_scale, ranks.device) if config.precision == "fp16" else None
 
     def _replicate(self) -> nn.Module:
-        if self._dtype is not None:  # autocast inside forward, so that it also covers calls of the bare model
-            autocast = torch.autocast(self._ranks.device.type, dtype=self._dtype)
-            self._bare.forward = autocast(self._bare.forward)
         if self._ranks.dp_size == 1:
             return self._bare
         device_ids = [self._ranks.device.index] if self._ranks.device.type == "cuda" else None
@@ -67,6 +66,10 @@ class TorchEngine:
             fully_shard(block, mesh=self._ranks.mesh["dp"], mp_policy=policy)
         fully_shard(self._bare, mesh=self._ranks.mesh["dp"], mp_policy=policy)
         return self._bare  # sharded in place
+
+    def begin_step(self, step: int) -> None:
+        if self._thawing.begin_step(step) and isinstance(self.model, DistributedDataParallel):
+            self.model = self._replicate()  # it reduces what asked for gradients when it was made
 
     @contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:
@@ -87,11 +90,7 @@ class TorchEngine:
             self._loss_scale.unscale(gradients)
         norm = clip_gradients(gradients, max_norm=max_norm)
         is_bad = (~torch.isfinite(norm)).float()
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr
-        # Fused optimizers leave parameters and states alone where found_inf is 1: no copy to the host, no branch.
-        self._optimizer.found_inf = is_bad  # type: ignore[attr-defined]
-        self._optimizer.grad_scale = None  # type: ignore[attr-defined]
+        prepare_update(self._optimizer, lr=lr, is_bad=is_bad)
         self._update()
         self.discard()
         if self._loss_scale is not None:
@@ -108,10 +107,6 @@ class TorchEngine:
             if not trained:
                 continue
             momentum = group["momentum"]
-            if momentum:  # torch would leave the buffers of a skipped first update uninitialized
-                for p in trained:
-                    if "momentum_buffer" not in self._optimizer.state[p]:
-                        self._optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
             buffers = [self._optimizer.state[p]["momentum_buffer"] for p in trained] if momentum else []
             with torch.no_grad():
                 torch._fused_sgd_(
@@ -138,7 +133,24 @@ class TorchEngine:
             self._loss_scale.restore(state)
 
 
-def _prepare_blocks(model: nn.Module, config: ParallelConfig) -> None:
+def prepare_update(optimizer: torch.optim.Optimizer, *, lr: float, is_bad: Tensor) -> None:
+    """Let a fused optimizer's next step leave parameters and states alone where `is_bad` is 1; the host goes on."""
+    optimizer.found_inf = is_bad  # type: ignore[attr-defined]
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+        if group.get("momentum"):  # torch would leave the buffers of a skipped first update uninitialized
+            for p in (p for p in group["params"] if p.grad is not None):
+                if "momentum_buffer" not in optimizer.state[p]:
+                    optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+
+
+def compute_in(model: nn.Module, dtype: torch.dtype, *, device_type: str) -> None:
+    """Autocast inside forward, so that it covers every call of the model itself."""
+    model.forward = torch.autocast(device_type, dtype=dtype)(model.forward)
+
+
+def prepare_blocks(model: nn.Module, config: ParallelConfig) -> None:
     """Activation checkpointing, then compile, block by block, in place."""
     if not (config.activation_checkpointing or config.compile):
         return

@@ -5,7 +5,7 @@ Only tensors are stored, under the names of `named_tensors`.
 """
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,6 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -21,9 +20,13 @@ from torch.optim import Optimizer
 
 from core.background import in_background
 from core.parallel.dcp_files import CheckedReader, HostWriter, first_failure, read_metadata
+from core.parallel.flat_shard import FlatShard, LoadPlanner, SavePlanner
 from core.parallel.named_tensors import model_tensors, optimizer_targets, put_numbers_back, share_of_rank
 
 NUM_NAMED = 5  # keys that an error names
+
+Named = Mapping[str, Tensor | FlatShard]
+Saved = Mapping[str, TensorStorageMetadata]  # what a checkpoint holds, by name
 
 # DCP warns of what `group=None` asks for.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -37,11 +40,7 @@ def save_weights(
     All ranks of `group` (gloo; None for a process alone) call it together, and nothing else may use that group until
     the future is done. The future carries an OSError on all ranks when one of them cannot write.
     """
-    share = share_of_rank(model, optimizer, group=group)
-    copied = {name: tensor.detach().to("cpu", non_blocking=True, copy=True) for name, tensor in share.items()}
-    if any(tensor.is_cuda for tensor in share.values()):
-        torch.cuda.synchronize()  # non_blocking: into pinned memory at the speed of the bus; wait until all are there
-    return in_background(lambda: _write(copied, directory, group=group), name="save-weights")
+    return save_tensors(share_of_rank(model, optimizer, group=group), directory, group=group)
 
 
 def load_weights(
@@ -58,13 +57,36 @@ def load_weights(
     is changed then. `weights_only` leaves the optimizer alone and takes weights of another floating type.
     """
     tensors: dict[str, Tensor] = {}
+
+    def targets(saved: Saved) -> Named:
+        tensors.update(model_tensors(model))
+        if not weights_only:
+            assert optimizer is not None
+            tensors.update(optimizer_targets(model, optimizer, saved=saved))
+        return tensors
+
+    load_tensors(targets, directory, group=group, weights_only=weights_only)
+    if not weights_only:
+        put_numbers_back(model, cast(Optimizer, optimizer), tensors)
+
+
+def save_tensors(share: Named, directory: Path, *, group: dist.ProcessGroup | None) -> Future[None]:
+    """`save_weights` of a share that is at hand: whole tensors, DTensors and stretches of tensors."""
+    copied = {name: _on_host(value) for name, value in share.items()}
+    if any(value.is_cuda for value in share.values()):
+        torch.cuda.synchronize()  # non_blocking: into pinned memory at the speed of the bus; wait until all are there
+    return in_background(lambda: _write(copied, directory, group=group), name="save-weights")
+
+
+def load_tensors(
+    targets: Callable[[Saved], Named], directory: Path, *, group: dist.ProcessGroup | None, weights_only: bool
+) -> None:
+    """Read, in place, into what `targets` gives for what is saved; errors as in `load_weights`."""
+    tensors: Named = {}
     problem = None
     try:
         metadata = read_metadata(directory)
-        tensors = model_tensors(model)
-        if not weights_only:
-            assert optimizer is not None
-            tensors |= optimizer_targets(model, optimizer, saved=metadata.state_dict_metadata)
+        tensors = targets(cast(Saved, metadata.state_dict_metadata))
         _check_fit(tensors, metadata, directory=directory, weights_only=weights_only)
     except (ValueError, OSError) as error:
         problem = str(error)
@@ -74,26 +96,28 @@ def load_weights(
         load(
             cast(dict[str, Any], tensors),
             storage_reader=CheckedReader(directory, metadata),
-            planner=DefaultLoadPlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            planner=LoadPlanner(),
             process_group=group,
             no_dist=group is None,
         )
-    if not weights_only:
-        put_numbers_back(model, cast(Optimizer, optimizer), tensors)
 
 
-def _write(tensors: dict[str, Tensor], directory: Path, *, group: dist.ProcessGroup | None) -> None:
+def _on_host(value: Tensor | FlatShard) -> Tensor | FlatShard:
+    return value.on_host() if isinstance(value, FlatShard) else value.detach().to("cpu", non_blocking=True, copy=True)
+
+
+def _write(tensors: Named, directory: Path, *, group: dist.ProcessGroup | None) -> None:
     with first_failure():
         save(
             cast(dict[str, Any], tensors),
             storage_writer=HostWriter(directory),
-            planner=DefaultSavePlanner(flatten_state_dict=False, flatten_sharded_tensors=False),
+            planner=SavePlanner(),
             process_group=group,
             no_dist=group is None,
         )
 
 
-def _check_fit(tensors: dict[str, Tensor], metadata: Metadata, *, directory: Path, weights_only: bool) -> None:
+def _check_fit(tensors: Named, metadata: Metadata, *, directory: Path, weights_only: bool) -> None:
     saved = metadata.state_dict_metadata
     if weights_only:
         saved = {name: entry for name, entry in saved.items() if name.startswith("model.")}

@@ -1,6 +1,9 @@
 """Why a link ends early: errors that carry the exit code the ledger keeps."""
 
 import errno
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -47,6 +50,18 @@ def exit_code_of(error: BaseException) -> ExitCode:
     if isinstance(error, OSError) and error.errno in STORAGE_ERRORS:
         return ExitCode.STORAGE
     return ExitCode.BUG
+
+
+@contextmanager
+def said_plainly() -> Iterator[None]:
+    """Of a command that is no job: end it with the exit code and the words of an error that somebody foresaw."""
+    try:
+        yield
+    except Exception as error:
+        if (code := exit_code_of(error)) == ExitCode.BUG:
+            raise
+        print(error, file=sys.stderr)
+        raise SystemExit(code) from None
 
 
 def described(error: BaseException) -> str:

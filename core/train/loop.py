@@ -26,6 +26,7 @@ from core.train.metrics import MetricSums, step_metrics
 from core.train.phases import StepTimes
 from core.train.progress import Progress
 from core.train.reporter import Reporter
+from core.train.retention import check_metrics
 from core.train.run import Outcome, Run
 from core.train.skipped_updates import Verdict
 
@@ -126,11 +127,13 @@ def train_step(
     ranks = run.ranks
     sums, losses = MetricSums(), []
     scale = ranks.dp_size / num_targets if num_targets else 0.0
+    engine.begin_step(number)
     for place, batch in enumerate(step.batches):
         seed_everything(run.seed, "micro_batch", number, ranks.dp_rank + place * ranks.dp_size)
         is_last = place == len(step.batches) - 1
         weight = scale if batch.num_targets else 0.0
         losses.append(torch.zeros((), dtype=torch.float64, device=ranks.device))
+        run.phases.enter("move")
         with out_of_memory.recorded(run, batch, step=number + 1):
             for output in _backpropagate(run, engine, loss_fn, batch.to(ranks.device), weight=weight, is_last=is_last):
                 losses[-1] += output.loss_sum.detach()
@@ -212,7 +215,8 @@ def _validate(run: Run, engine: Engine, progress: Progress, reporter: Reporter, 
     progress.validated_step = progress.step
     if progress.early is not None:
         progress.is_early = progress.early.observe(metrics)
-    if progress.is_save_due(run) or run.config.checkpoint.keep_best is not None:
+    check_metrics(run.config.checkpoint.rankings, metrics)
+    if progress.is_save_due(run) or run.config.checkpoint.rankings:
         reporter.measure_save(lambda: progress.save(run, engine, metrics=metrics))
     return "no improvement: train.early_stop" if progress.is_early else ""
 

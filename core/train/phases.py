@@ -2,6 +2,7 @@
 
     data      reads its micro-batches                     own time
     vote      adds up counts with the other ranks         waits for others
+    move      hands a micro-batch to the device           own time
     forward   and
     backward  of its micro-batches                        own time
     reduce    the last backward, which adds up gradients  waits for others
@@ -22,7 +23,9 @@ from typing import Literal, NamedTuple
 
 import torch
 
-Phase = Literal["outside", "data", "vote", "forward", "backward", "reduce", "update", "log", "validate", "save"]
+from core.train.step_parts import BETWEEN_STEPS, DeviceMarks, Mark, StepParts
+
+Phase = Literal["outside", "data", "vote", "move", "forward", "backward", "reduce", "update", "log", "validate", "save"]
 
 WINDOW = 200  # steps: long enough for batches of all lengths, short enough to notice a slower node
 WARM_STEPS = 3  # the first steps of a process compile, allocate and fill queues
@@ -40,12 +43,16 @@ class Place(NamedTuple):
 class Phases:
     """The place of this rank, and the seconds of its phases."""
 
-    def __init__(self, device: torch.device | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, device: torch.device | None = None, clock: Callable[[], float] = time.monotonic, *, window: int = WINDOW
+    ) -> None:
         self._clock = clock
         self.place = Place("outside", 0, 0, clock())
+        self.parts = StepParts(window)  # as of the last `take_own_s`
         self._seconds: dict[str, float] = {}
-        self._own_s = 0.0
-        self._spans = _DeviceSpans() if device is not None and device.type == "cuda" else None
+        self._marks = DeviceMarks() if device is not None and device.type == "cuda" else None
+        self._untold: deque[_Measured] = deque(maxlen=WINDOW)
+        self._follows_pause = False
         self._steps_s: deque[float] = deque(maxlen=WINDOW)
         self._num_steps = 0
         self.train_s = 0.0  # of all steps of this process
@@ -55,28 +62,31 @@ class Phases:
         before, now = self.place, self._clock()
         self._seconds[before.phase] = self._seconds.get(before.phase, 0.0) + now - before.since
         self.place = Place(phase, before.step if step is None else step, before.entered + 1, now)
-        if self._spans is not None:
-            self._spans.observe(phase)
+        if self._marks is not None:
+            self._marks.observe(phase)
 
     def begin_step(self, number: int) -> None:
-        """Step `number` (from 1) begins with its data; what came since the last step belongs to none."""
+        """Step `number` (from 1) begins with its data. The record of the step before, where the host may have waited
+        for the device, counts as a part of it. Validation and checkpoints do not; nor does waiting for the ranks that
+        take longer over them.
+        """
         self.enter("data", step=number)
-        self._seconds.clear()
+        between = [self._seconds.pop(phase) for phase in BETWEEN_STEPS if phase in self._seconds]
+        self._follows_pause = bool(between)
 
     def end_step(self) -> "StepTimes":
         """The seconds of the step that ends here; its record is the next phase."""
         self.enter("log")
         seconds, self._seconds = self._seconds, {}
+        marks = None if self._marks is None else self._marks.take_step()
+        if self._follows_pause:
+            seconds["vote"] = 0.0
         self._num_steps += 1
         total_s = sum(seconds.values())
         self.train_s += total_s
         if self._num_steps > 1:
             self._steps_s.append(total_s)
-            self._own_s += seconds["data"]
-            if self._spans is None:
-                self._own_s += seconds.get("forward", 0.0) + seconds.get("backward", 0.0)
-        elif self._spans is not None:
-            self._spans.take_s()
+            self._untold.append(_Measured(seconds, marks, follows_pause=self._follows_pause))
         return StepTimes(total_s, wait_s=seconds["data"] + seconds["vote"])
 
     def take_own_s(self) -> float:
@@ -84,8 +94,16 @@ class Phases:
 
         On a GPU the computing is timed by the device, so this waits for it.
         """
-        own_s, self._own_s = self._own_s, 0.0
-        return own_s if self._spans is None else own_s + self._spans.take_s()
+        own_s = 0.0
+        while self._untold:
+            seconds, marks, follows_pause = self._untold.popleft()
+            device_s = None if marks is None else DeviceMarks.seconds(marks)
+            if device_s is not None and follows_pause:
+                device_s.pop("vote", None)
+            computing_s = seconds if device_s is None else device_s
+            own_s += seconds["data"] + sum(computing_s.get(phase, 0.0) for phase in ("move", "forward", "backward"))
+            self.parts.add(seconds, device_s)
+        return own_s
 
     def longest_usual_step_s(self) -> float | None:
         """The 99th percentile of the last steps' times; None while the first ones are under way."""
@@ -93,34 +111,16 @@ class Phases:
         return quantiles(steps_s, n=100, method="inclusive")[98] if len(steps_s) >= WARM_STEPS else None
 
 
+class _Measured(NamedTuple):
+    """A step whose device times nobody has waited for yet."""
+
+    seconds: dict[str, float]
+    marks: list[Mark] | None
+    follows_pause: bool
+
+
 class StepTimes(NamedTuple):
     """Wall seconds of a step, and of these what was spent on waiting for data, one's own or another rank's."""
 
     total_s: float
     wait_s: float
-
-
-class _DeviceSpans:
-    """Device time from the first forward of each step to the backward that meets the other ranks."""
-
-    def __init__(self) -> None:
-        self._begun: torch.cuda.Event | None = None
-        self._spans: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
-
-    def observe(self, phase: Phase) -> None:
-        if phase == "forward" and self._begun is None:
-            self._begun = self._now()
-        elif phase == "reduce" and self._begun is not None:
-            self._spans.append((self._begun, self._now()))
-            self._begun = None
-
-    def take_s(self) -> float:
-        spans, self._spans = self._spans, []
-        for _, end in spans[-1:]:
-            end.synchronize()
-        return sum(begin.elapsed_time(end) for begin, end in spans) / 1000
-
-    def _now(self) -> torch.cuda.Event:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from core.parallel.engine import Engine
 from core.train.metrics import MetricSums, merged_names, ratios
+from core.train.retention import TRAIN_LOSS
 from core.train.run import Run
 from core.train.skipped_updates import SkippedUpdates
 from core.train.stop import EarlyStop
@@ -29,6 +30,7 @@ class Progress:
     owes_save: bool = False  # one was due while updates were being skipped
     went_back_to: int | None = None  # the step of the checkpoint of the last `go_back`
     sums: MetricSums = field(default_factory=MetricSums)  # since the last logged step
+    train_loss: float | None = None  # of the last record
 
     @classmethod
     def restored(cls, run: Run, engine: Engine) -> "Progress":
@@ -61,6 +63,7 @@ class Progress:
         """What belongs to the weights of a checkpoint."""
         for name in ("step", "validated_step", "is_early"):
             setattr(self, name, state[name])
+        self.train_loss = state.get(TRAIN_LOSS)
         if self.early is not None and state["early"] is not None:
             self.early.restore(state["early"])
         self.sums.clear()
@@ -97,10 +100,12 @@ class Progress:
             "skipped_updates": self.skipped_updates,
             "skipped_in_row": self.skipped.in_row,
             "early": None if self.early is None else self.early.state(),
+            TRAIN_LOSS: self.train_loss,
             "sums": {name: pair for name, pair in zip(names, pairs, strict=True) if all(map(_is_number, pair))},
             "engine": engine.state(),
         }
-        run.checkpoints.save(engine, state, step=self.step, metrics=metrics, wait=wait)
+        trained = {} if self.train_loss is None else {TRAIN_LOSS: self.train_loss}
+        run.checkpoints.save(engine, state, step=self.step, metrics=trained | dict(metrics or {}) or None, wait=wait)
         run.stop.observe(save_s=run.checkpoints.save_s)
 
     def _reduced(self, run: Run, names: Sequence[str]) -> Tensor:
@@ -115,6 +120,8 @@ class Progress:
         self.skipped_updates += dict(zip(names, totals[::2].tolist(), strict=True)).get("skipped_updates", 0.0)
         self.skipped.look(run)
         self.sums.clear()
+        loss = metrics.get("loss")
+        self.train_loss = loss if loss is not None and _is_number(loss) else None
         return metrics | {"skipped_updates": self.skipped_updates}
 
 

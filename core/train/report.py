@@ -26,6 +26,7 @@ from core.runfiles import (
     PICTURE,
     REPORT,
     SCORES,
+    SIMILARITIES,
     STOP,
     ExitCode,
     now,
@@ -36,6 +37,10 @@ from core.runfiles import (
 from core.train.metrics_log import duration, read_metrics
 from core.train.report_picture import draw
 
+PICTURES = {
+    CLUSTERS: ("Clusters", "clusters of frames"),
+    SIMILARITIES: ("Similarities", "each utterance against each text"),
+}
 PREDICTIONS = "predictions.jsonl"  # {step, sample_id, reference, hypothesis} of each validation
 MAX_PREDICTIONS = 20
 
@@ -64,7 +69,7 @@ def write_report(run_directory: Path) -> Path:
         f'<p class="facts">{escape(" | ".join(facts))}</p>',
         f'<img alt="curves of the run" src="data:image/png;base64,{picture}">',
         *_scores(run_directory),
-        *_clusters(run_directory),
+        *_pictures(run_directory),
         *_links(links),
         *_predictions(run_directory),
         *_config(run_directory),
@@ -110,12 +115,14 @@ def _scores(run_directory: Path) -> list[str]:
     return ["<h2>Scores</h2>", *_table(["", ""], rows)]
 
 
-def _clusters(run_directory: Path) -> list[str]:
-    """How clusters of frames are used, and which phones they are."""
-    if not (run_directory / CLUSTERS).exists():
-        return []
-    picture = base64.b64encode((run_directory / CLUSTERS).read_bytes()).decode()
-    return ["<h2>Clusters</h2>", f'<img alt="clusters of frames" src="data:image/png;base64,{picture}">']
+def _pictures(run_directory: Path) -> list[str]:
+    """What the recipe drew at its end."""
+    page = []
+    for name, (title, caption) in PICTURES.items():
+        if (run_directory / name).exists():
+            picture = base64.b64encode((run_directory / name).read_bytes()).decode()
+            page += [f"<h2>{title}</h2>", f'<img alt="{caption}" src="data:image/png;base64,{picture}">']
+    return page
 
 
 def _links(links: Sequence[Mapping[str, Any]]) -> list[str]:

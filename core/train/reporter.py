@@ -3,7 +3,7 @@
 import logging
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -11,15 +11,17 @@ import torch
 
 from core.config import to_dict
 from core.optim import learning_rate
+from core.runfiles import TRAIN_LOG
 from core.train.hardware import hardware_metrics
 from core.train.loggers import Logger, open_loggers
-from core.train.metrics import merged_names
+from core.train.metrics import merged_names, ratios
 from core.train.metrics_log import MetricsLog, step_line
 from core.train.processes import PeakMemory
 from core.train.progress import Progress
 from core.train.run import Run
 from core.train.straggler import Straggler
 from core.train.timing import Eta
+from core.train.train_log import RankStep, TrainLog
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ class Told(NamedTuple):
     host: str
     own_s: float  # not counting what it waited for others
     memory_gib: float  # of its processes
+    step_s: float | None  # its mean step
+    parts: RankStep | None  # of its last step, where train.log tells of all ranks
 
 
 class Reporter:
@@ -40,14 +44,22 @@ class Reporter:
         self._run = run
         self._total_steps = total_steps
         train, every = run.config.train, run.config.checkpoint.every_steps
-        self._eta = Eta(total_steps=total_steps, validate_every=train.validate_every_steps, save_every=every)
+        self._timing = train.timing
+        self._eta = Eta(
+            total_steps=total_steps,
+            validate_every=train.validate_every_steps,
+            save_every=every,
+            min_samples=self._timing.eta_min_samples,
+        )
         self._log: MetricsLog | None = None
+        self._train_log: TrainLog | None = None
         self._loggers: list[Logger] = []
         self._memory = PeakMemory()
         self._straggler = Straggler(warn_ratio=train.straggler_ratio)
         self._profiler: torch.profiler.profile | None = None
         if run.ranks.is_first:
             self._log = MetricsLog(run.directory, token=run.token, link=run.link)
+            self._train_log = TrainLog(run.directory / TRAIN_LOG, self._timing, total_steps=total_steps)
             self.start(step)
         if run.config.run.profile and run.ranks.is_first:
             self._profiler = torch.profiler.profile(
@@ -92,19 +104,35 @@ class Reporter:
 
     def log_step(self, progress: Progress, *, epoch: float) -> None:
         """One record of the steps since the last; all ranks together."""
-        names = progress.sums.names()
-        mine = Told(names, socket.gethostname(), self._run.phases.take_own_s(), self._memory.read_gib())
-        told: list[Told] = self._run.ranks.gather(mine)
+        told: list[Told] = self._run.ranks.gather(self._tell(progress))
         metrics = progress.take_metrics(self._run, names=merged_names(one.names for one in told))
-        if self._log is None:
+        if self._log is None or self._train_log is None:
             return
         metrics |= self._straggler.observe([one.own_s for one in told], hosts=[one.host for one in told])
         metrics["run_memory_gib"] = sum(one.memory_gib for one in told)
         optim = self._run.config.optim
         metrics |= {"epoch": epoch, "lr": learning_rate(optim, progress.step - 1)}
-        metrics |= self._eta.step_quantiles_s() | hardware_metrics(self._run.ranks.device)
-        metrics["eta_s"] = self._eta.remaining_s(progress.step)
+        metrics |= self._run.phases.parts.quantiles_s() | hardware_metrics(self._run.ranks.device)
+        metrics |= self._remaining([one.step_s for one in told], step=progress.step)
         self._write(metrics, phase="train", step=progress.step)
+        self._train_log.write_ranks([one.parts for one in told if one.parts is not None], step=progress.step)
+
+    def _tell(self, progress: Progress) -> Told:
+        """What this rank has to say; it waits for the device."""
+        phases, names = self._run.phases, progress.sums.names()
+        own_s, parts = phases.take_own_s(), None
+        if self._timing.rank_scope == "all":
+            loss = ratios(["loss"], progress.sums.as_tensor(["loss"]))["loss"]
+            parts = RankStep(self._run.ranks.rank, loss, phases.parts.latest_s())
+        return Told(names, socket.gethostname(), own_s, self._memory.read_gib(), self._eta.step_s(), parts)
+
+    def _remaining(self, steps_s: Sequence[float | None], *, step: int) -> dict[str, float | None]:
+        """The time to the end, the mean step it counts with, and how many steps that is the mean of."""
+        step_s = steps_s[0]
+        if self._timing.eta_mode == "global_max" and step_s is not None:
+            step_s = max(mean for mean in steps_s if mean is not None)
+        remaining_s = self._eta.remaining_s(step, step_s=step_s)
+        return {"eta_s": remaining_s, "eta_step_s": step_s, "eta_samples": self._eta.num_samples}
 
     def log_validation(self, metrics: Mapping[str, float], *, step: int, seconds: float) -> None:
         self._eta.add_validation(seconds)
@@ -115,5 +143,6 @@ class Reporter:
             return
         record = self._log.write(metrics, phase=phase, step=step)
         logger.info(step_line(record, total_steps=self._total_steps))
-        for one in self._loggers:
-            one.write(record)
+        for one in (self._train_log, *self._loggers):
+            if one is not None:
+                one.write(record)

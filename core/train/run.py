@@ -36,13 +36,14 @@ from core.train.loggers import LoggerConfig
 from core.train.phases import Phases
 from core.train.rank_files import RankFile
 from core.train.restart import restart_command
+from core.train.run_context import write_run_context
 from core.train.settings import TrainConfig
 from core.train.stop import StopConfig, StopSignal
 from core.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
-FIXED = ("run.seed", "model.", "data.", "plan.")  # what a run cannot change and still be the same run
+FIXED = ("run.seed", "model.", "data.", "plan.", "pretrained.")  # what a run cannot change and still be the same run
 
 
 @section
@@ -139,7 +140,8 @@ def run_job(config: RecipeConfig, body: Callable[[Run], Outcome]) -> int:
             store = CheckpointStore(directory / CHECKPOINTS, config.checkpoint, ranks=ranks, token=link.token)
             if ranks.is_first:
                 link.record_start(step=store.newest_step() or 0)
-            phases = link.phases = Phases(ranks.device)
+                write_run_context(directory, to_dict(config), ranks=ranks, link=link.number)
+            phases = link.phases = Phases(ranks.device, window=config.train.timing.window)
             run = Run(directory, config, ranks, link.token, link.number, stop, store, phases)
             file = RankFile(link.rank_files, phases, rank=rank, token=link.token)
             limits = config.train.watchdog

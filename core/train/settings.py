@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from core.config import section
+from core.train.step_parts import TimingConfig
 from core.train.stop import EarlyStopConfig
 from core.train.watchdog import WatchdogConfig
 
@@ -30,6 +31,7 @@ class TrainConfig:
     max_skipped_in_row: Count = 20
     straggler_ratio: Annotated[float, Field(ge=1)] = 1.3
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    timing: TimingConfig = field(default_factory=TimingConfig)
 
     def __post_init__(self) -> None:
         if self.early_stop is not None and self.validate_every_steps is None:

@@ -1,7 +1,7 @@
-"""How long steps take, and when the run will be finished."""
+"""When the run will be finished."""
 
 from collections import deque
-from statistics import fmean, quantiles
+from statistics import fmean
 
 from core.train.phases import WINDOW
 
@@ -12,8 +12,15 @@ class Eta:
     The first step of a process is left out of the mean: it compiles, allocates and fills queues.
     """
 
-    def __init__(self, *, total_steps: int, validate_every: int | None = None, save_every: int | None = None) -> None:
-        self._total_steps = total_steps
+    def __init__(
+        self,
+        *,
+        total_steps: int,
+        validate_every: int | None = None,
+        save_every: int | None = None,
+        min_samples: int = 1,
+    ) -> None:
+        self._total_steps, self._min_samples = total_steps, min_samples
         self._every = {"validation": validate_every, "checkpoint": save_every}
         self._steps_s: deque[float] = deque(maxlen=WINDOW)
         self._events_s: dict[str, deque[float]] = {name: deque(maxlen=5) for name in self._every}
@@ -32,21 +39,27 @@ class Eta:
         """How long training stood still for a checkpoint."""
         self._events_s["checkpoint"].append(seconds)
 
-    def remaining_s(self, step: int) -> float | None:
-        """Seconds from the end of `step` steps to the end of the run; None before a step is measured."""
-        if not self._steps_s:
+    @property
+    def num_samples(self) -> int:
+        """Steps in the mean."""
+        return len(self._steps_s)
+
+    def step_s(self) -> float | None:
+        """The mean step; None before `min_samples` are measured."""
+        return fmean(self._steps_s) if len(self._steps_s) >= self._min_samples else None
+
+    def remaining_s(self, step: int, *, step_s: float | None = None) -> float | None:
+        """Seconds from the end of `step` steps to the end of the run; None before enough steps are measured.
+
+        `step_s`: the mean step to count with, where it is not that of this rank.
+        """
+        step_s = self.step_s() if step_s is None else step_s
+        if step_s is None:
             return None
-        remaining = (self._total_steps - step) * fmean(self._steps_s)
+        remaining = (self._total_steps - step) * step_s
         for name, every in self._every.items():
             if every is not None and self._events_s[name]:
                 # one more at the last step, where it is not due anyway
                 due = -(-self._total_steps // every) - step // every if step < self._total_steps else 0
                 remaining += due * fmean(self._events_s[name])
         return remaining
-
-    def step_quantiles_s(self) -> dict[str, float]:
-        """`step_s_p50` and `step_s_p90` of the last steps; empty before two are measured."""
-        if len(self._steps_s) < 2:
-            return {}
-        deciles = quantiles(self._steps_s, n=10, method="inclusive")
-        return {"step_s_p50": deciles[4], "step_s_p90": deciles[8]}

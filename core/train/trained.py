@@ -1,4 +1,4 @@
-"""The weights of another run, to look at its layers or to begin from: without its optimizer, in evaluation mode."""
+"""The weights of a run, to score it, look at its layers or begin from it: without its optimizer, in evaluation mode."""
 
 import hashlib
 from concurrent.futures import Future
@@ -10,10 +10,23 @@ import torch
 import yaml
 from torch import nn
 
+from core.config import section
 from core.distributed import Ranks
+from core.parallel.engine import Precision
+from core.parallel.torch_engine import COMPUTE_DTYPE, compute_in
 from core.parallel.weights import load_weights
 from core.runfiles import CHECKPOINTS, CONFIG
 from core.train.checkpoint import CheckpointConfig, CheckpointStore
+from core.train.checkpoint_files import list_complete
+
+
+@section
+class PretrainedConfig:
+    """A run to begin with: its name under `runs/` or its directory. `checkpoint`: the hash of its weights to insist on,
+    as the log says it; null takes the newest."""
+
+    run: str
+    checkpoint: str | None = None
 
 
 def read_section(directory: Path, name: str) -> dict[str, Any]:
@@ -28,17 +41,30 @@ def read_section(directory: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def load_trained(model: nn.Module, directory: Path, *, ranks: Ranks) -> None:
-    """Put the weights of a run's newest checkpoint into `model`, on this rank's device, and freeze it.
+def load_trained(model: nn.Module, directory: Path, *, ranks: Ranks, precision: Precision = "fp32") -> int:
+    """Put the weights of a run's newest checkpoint into `model`, on this rank's device, and freeze it; of which step.
 
-    All ranks together. ValueError where there is no complete checkpoint, or one of another model.
+    `precision`: that of its computations. All ranks together. ValueError where there is no complete checkpoint,
+    CheckpointError for a damaged one and for one of another model.
     """
-    store = CheckpointStore(directory / CHECKPOINTS, CheckpointConfig(), ranks=ranks, token=0)
-    newest = store.newest()
-    if newest is None:
+    complete = ranks.from_first(list_complete(directory / CHECKPOINTS))
+    if not complete:
         raise ValueError(f"{directory} has no complete checkpoint; train it first, or name another run")
     model.to(ranks.device).eval().requires_grad_(False)
-    store.load_weights_only(_Weights(model, ranks), newest)
+    if precision != "fp32":
+        compute_in(model, COMPUTE_DTYPE[precision], device_type=ranks.device.type)
+    store = CheckpointStore(directory / CHECKPOINTS, CheckpointConfig(), ranks=ranks, token=0)
+    store.load_weights_only(_Weights(model, ranks), complete[-1].directory)
+    return int(complete[-1].step)
+
+
+def load_pretrained(model: nn.Module, directory: Path, config: PretrainedConfig, *, ranks: Ranks) -> str:
+    """`load_trained`, then the hash of the weights. ValueError where `config` insists on others."""
+    load_trained(model, directory, ranks=ranks)
+    found = weights_hash(model)
+    if config.checkpoint not in (None, found):
+        raise ValueError(f"pretrained.checkpoint={config.checkpoint}: the newest weights of {directory} are {found}")
+    return found
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -43,7 +43,7 @@ def prepare(config: Config, run: Run) -> Outcome:
         features,
         corpus.indexes,
         fit_on=[source.name for source in corpus.sources],
-        directory=run.directory,
+        directory=config.labelling.directory(run.directory),
         seed=run.seed,
         ranks=run.ranks,
         stops=run.stops,

@@ -70,7 +70,8 @@ def train(config: Config, run: Run) -> Outcome:
         dataset = corpus.validation_set(stores, grid=config.grid, seed=run.seed)
         eval_plan = EvaluationPlan(Source("valid", corpus.valid.durations_s), config.plan)
         batches = evaluation_batches(eval_plan, dataset, config=config.loader, ranks=run.ranks)
-        return evaluate(run, model, batches, partial(score, most_frequent=most_frequent_label(stores)))
+        scored = partial(score, most_frequent=most_frequent_label(stores), config=config.loss)
+        return evaluate(run, model, batches, scored)
 
     of_frames = cache(lambda num_frames: training_flops(config.model, num_frames=num_frames))
 
@@ -95,15 +96,21 @@ def loss_fn(model: nn.Module, batch: Any, *, config: MaskedPredictionConfig) -> 
     return prediction_loss(output.logits, labels, batch.num_frames, masked, output.penalties, config=config)
 
 
-def score(model: nn.Module, batch: Any, *, most_frequent: int) -> Metrics:
-    """Accuracies, and that of a model that hears nothing: `unigram_accuracy`, of the same masked frames."""
+def score(model: nn.Module, batch: Any, *, most_frequent: int, config: MaskedPredictionConfig) -> Metrics:
+    """Loss, accuracies, and that of a model that hears nothing: `unigram_accuracy`, of the same masked frames."""
     every = torch.arange(batch.labels.size(1), device=batch.labels.device).expand_as(batch.labels)
     output = model(batch.audio, batch.num_samples, masked_frames=batch.masked_frames, predicted_frames=every)
     if not batch.num_targets:  # the empty batch of a rank that has no more clips
         return {}
     is_unigram = batch.targets == most_frequent
-    found = frame_accuracies(output.logits, batch.labels, batch.num_frames, batch.masked_frames)
-    found = {**found, "unigram_accuracy": (is_unigram.sum(), float(is_unigram.numel()))}
+    labels, num_frames, masked = batch.labels, batch.num_frames, batch.masked_frames
+    places = frames_to_predict(labels, masked, config)[..., None].expand(-1, -1, output.logits.size(-1))
+    loss = prediction_loss(output.logits.gather(1, places), labels, num_frames, masked, output.penalties, config=config)
+    found = {
+        **frame_accuracies(output.logits, labels, num_frames, masked),
+        "unigram_accuracy": (is_unigram.sum(), float(is_unigram.numel())),
+        "loss": (loss.loss_sum, float(batch.num_targets)),
+    }
     return {f"valid_{name}": counted for name, counted in found.items()}
 
 

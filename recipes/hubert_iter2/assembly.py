@@ -96,10 +96,20 @@ def clustered(config: Config, *, ranks: Ranks) -> HiddenFeatures:
     return features
 
 
+def trained_model(directory: Path, *, ranks: Ranks) -> HubertPretraining:
+    """The newest checkpoint of a run of this or another iteration. ValueError where it is none."""
+    found = read_section(directory, "model")
+    try:
+        model = HubertPretraining(HubertConfig(**found))
+    except (TypeError, ValueError):
+        raise ValueError(f"{directory} is not a run of HuBERT: its model has the keys {', '.join(found)}") from None
+    load_trained(model, directory, ranks=ranks)
+    return model
+
+
 def layers_of(directory: Path, layers: list[int], *, ranks: Ranks) -> list[HiddenFeatures]:
     """Layers of the newest checkpoint of a run of this or another iteration."""
-    model = HubertPretraining(HubertConfig(**read_section(directory, "model")))
-    load_trained(model, directory, ranks=ranks)
+    model = trained_model(directory, ranks=ranks)
     grid = FrameGrid(model.config.hop_samples, model.config.window_samples)
     normalize, found = read_section(directory, "data")["crop"]["normalize"], weights_hash(model)
     return [

@@ -8,20 +8,17 @@ from typing import Literal
 
 from core.config import section
 from core.data.asr import AsrConfig, AsrExamples
-from core.data.asr_corpus import Cuts, feature_stats, texts_of, transcripts
+from core.data.asr_corpus import FEATURE_STATS, Cuts, feature_stats, kept_vocabulary, transcripts
 from core.data.dataset import SpeechDataset
 from core.data.index import ManifestIndex
 from core.data.shar import Shar
 from core.data.shar_stream import SharStream, link_seed, open_shar
 from core.data.sources import TrainingSource, open_sources
 from core.data.stream import LoaderConfig, TrainStream
-from core.decoding import BeamConfig
 from core.distributed import Ranks
 from core.features import FeatureStats
-from core.fusion import FusionConfig
-from core.models.attention_lmu import AttentionLMUEncoder, AttentionLMUEncoderConfig
-from core.models.ctc import CTCHeadConfig, CTCModel
-from core.models.lmu_encoder import LMUEncoder, LMUEncoderConfig
+from core.models.ctc import CTCModel
+from core.models.lmu_ctc import LmuCtcConfig, build_lmu_ctc
 from core.optim import OptimConfig
 from core.parallel.engine import ParallelConfig
 from core.samplers.plan import Plan, PlanConfig
@@ -29,36 +26,12 @@ from core.seeding import seed_everything
 from core.text import CharacterVocabulary
 from core.train.checkpoint import CheckpointConfig
 from core.train.loggers import LoggerConfig
+from core.train.recognition import DecodeConfig
 from core.train.run import Run, RunConfig
 from core.train.settings import TrainConfig
 from core.train.stop import StopConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "config.yaml"
-VOCABULARY = "vocabulary.txt"
-FEATURE_STATS = "feature_stats.json"
-
-
-@section
-class ModelConfig:
-    """The encoder and the CTC layer on top."""
-
-    encoder: LMUEncoderConfig | AttentionLMUEncoderConfig
-    head: CTCHeadConfig = field(default_factory=CTCHeadConfig)
-
-    def __post_init__(self) -> None:
-        last = self.encoder.num_blocks - 1 if isinstance(self.encoder, LMUEncoderConfig) else 0
-        wrong = [block for block in self.head.intermediate_blocks if not 1 <= block <= last]
-        if wrong:
-            accepted = f"blocks from 1 to {last}" if last else "[] with model.encoder.kind=attention_lmu"
-            raise ValueError(f"head.intermediate_blocks={self.head.intermediate_blocks} must be {accepted}")
-
-
-@section
-class DecodeConfig:
-    """How held-out speech is decoded: greedily, and by a beam search with an n-gram of the training texts."""
-
-    beam: BeamConfig = field(default_factory=BeamConfig)
-    ngram: FusionConfig = field(default_factory=FusionConfig)
 
 
 @section
@@ -66,7 +39,7 @@ class Config:
     run: RunConfig
     data: AsrConfig
     plan: PlanConfig
-    model: ModelConfig
+    model: LmuCtcConfig
     train: TrainConfig
     optim: OptimConfig
     loader: LoaderConfig = field(default_factory=LoaderConfig)
@@ -106,12 +79,10 @@ class Corpus:
         train = open_training_data(config.data, ranks=ranks)
         valid, test = (ManifestIndex.open(Path(path)) for path in (config.data.valid, config.data.test))
         sources, features = training_cuts(train), config.data.features
-        if ranks.is_first and not (directory / VOCABULARY).exists():
-            CharacterVocabulary.of_texts(texts_of(sources)).save(directory / VOCABULARY)
+        vocabulary = kept_vocabulary(directory, sources, ranks=ranks)
         if ranks.is_first and features.normalize == "corpus" and not (directory / FEATURE_STATS).exists():
             feature_stats(sources, config=features).save(directory / FEATURE_STATS)
         ranks.barrier()
-        vocabulary = CharacterVocabulary.load(directory / VOCABULARY)
         return cls(config, train, valid, test, vocabulary, load_stats(config, directory))
 
     @cached_property
@@ -167,10 +138,7 @@ def build_stream(config: Config, run: Run, corpus: Corpus) -> TrainStream | Shar
 def build_model(config: Config, *, vocab_size: int, seed: int) -> CTCModel:
     """The same initial parameters for the same seed, on any number of ranks."""
     seed_everything(seed, "model")
-    encoder = config.model.encoder
-    if isinstance(encoder, LMUEncoderConfig):
-        return CTCModel(LMUEncoder(encoder), vocab_size=vocab_size, config=config.model.head)
-    return CTCModel(AttentionLMUEncoder(encoder), vocab_size=vocab_size, config=config.model.head)
+    return build_lmu_ctc(config.model, vocab_size=vocab_size)
 
 
 def load_stats(config: Config, directory: Path) -> FeatureStats | None:

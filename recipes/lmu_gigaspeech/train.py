@@ -23,9 +23,9 @@ from core.parameters import describe_parameters, freeze
 from core.samplers.plan import EvaluationPlan, Source
 from core.train.evaluate import evaluate
 from core.train.loop import fit
+from core.train.recognition import Predictions, count_errors
 from core.train.run import Outcome, Run, run_job
 from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus, build_model, build_stream
-from recipes.lmu_gigaspeech.decode import Predictions, count_errors
 from recipes.lmu_gigaspeech.score import score_test
 
 logger = logging.getLogger(__name__)

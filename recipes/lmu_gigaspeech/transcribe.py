@@ -9,7 +9,7 @@ Folders are searched for audio files. A file that cannot be read is reported and
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,17 +17,17 @@ from torch import Tensor
 
 from core.audio import AudioError, read_audio
 from core.config import load
-from core.data.asr_corpus import texts_of
+from core.data.asr_corpus import VOCABULARY, texts_of
 from core.decoding import beam_search, greedy_search
 from core.distributed import Ranks, joined
 from core.features import FeatureStats, LogMel, num_frames
 from core.fusion import WeightedScorer, build_scorer
 from core.models.ctc import CTCModel
-from core.parallel.engine import ParallelConfig
 from core.runfiles import CONFIG, ExitCode
 from core.text import CharacterVocabulary
-from recipes.lmu_gigaspeech.assembly import VOCABULARY, Config, load_stats, open_training_data, training_cuts
-from recipes.lmu_gigaspeech.trained import load_trained
+from core.train.errors import said_plainly
+from core.train.trained import load_trained
+from recipes.lmu_gigaspeech.assembly import Config, build_model, load_stats, open_training_data, training_cuts
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3"})
 CHUNK_S = 0.5  # of audio that a stream is fed at a time
@@ -50,10 +50,10 @@ class Transcriber:
         """The newest checkpoint of a run, on one rank: this machine's device, whatever the run was trained on."""
         config = load(Config, run / CONFIG)
         precision = config.parallel.precision if ranks.device.type == "cuda" else "fp32"
-        config = replace(config, parallel=ParallelConfig(precision=precision))
         vocabulary = CharacterVocabulary.load(run / VOCABULARY)
         scorer = _scorer(config, vocabulary, ranks=ranks) if use_ngram else None
-        model = load_trained(config, run, vocabulary=vocabulary, ranks=ranks)
+        model = build_model(config, vocab_size=len(vocabulary), seed=config.run.seed)
+        load_trained(model, run, ranks=ranks, precision=precision)
         return cls(config, model, vocabulary, load_stats(config, run), ranks.device, use_ngram, scorer)
 
     @torch.inference_mode()
@@ -110,7 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_can_stream(config)
     device = "cpu" if config.run.device == "cpu" else "auto"
     with joined(device=device) as ranks:
-        transcriber = Transcriber.open(arguments.run, ranks=ranks, use_ngram=arguments.ngram)
+        with said_plainly():
+            transcriber = Transcriber.open(arguments.run, ranks=ranks, use_ngram=arguments.ngram)
         num_bad = 0
         for path in arguments.paths:
             num_bad += _transcribe(transcriber, path, stream=arguments.stream)

@@ -67,9 +67,58 @@ def test_the_interval_is_that_of_a_bootstrap_by_loops() -> None:
         clusters, symbols = known([labels[row] for row in rows], [phones[row] for row in rows])
         values.append(mutual_info_score(symbols, clusters) / mutual_info_score(symbols, symbols))
     assert report.phones is not None
-    low, high = np.quantile(values, [0.025, 0.975])
-    assert report.phones.pnmi.low == pytest.approx(low, abs=0.012)
-    assert report.phones.pnmi.high == pytest.approx(high, abs=0.012)
+    value, low, high = report.phones.pnmi
+    assert 2 * value - high == pytest.approx(np.quantile(values, 0.025), abs=0.012)
+    assert 2 * value - low == pytest.approx(np.quantile(values, 0.975), abs=0.012)
+
+
+class Speech:
+    """Endless speech with a known PNMI: phones of several frames, two speakers who say a phone in clusters of their
+    own, and two clusters a phone at most, so that frames of an utterance are far from independent."""
+
+    def __init__(self, *, num_phones: int, num_clusters: int, sharpness: float) -> None:
+        rng = np.random.default_rng(0)
+        self.phones = rng.dirichlet(np.full(num_phones, 3.0))
+        self.clusters = rng.dirichlet(
+            np.full(num_clusters, sharpness), size=(2, num_phones)
+        )  # (speaker, phone, cluster)
+
+    @property
+    def pnmi(self) -> float:
+        joint = self.phones[:, None] * self.clusters.mean(axis=0)
+        independent = np.outer(joint.sum(axis=1), joint.sum(axis=0))
+        information = (joint[joint > 0] * np.log(joint[joint > 0] / independent[joint > 0])).sum()
+        return float(information / -(self.phones * np.log(self.phones)).sum())
+
+    def utterances(self, num: int, *, seed: int) -> tuple[list[np.ndarray], list[list[str | None]]]:
+        rng = np.random.default_rng(seed)
+        labels, phones = [], []
+        for _ in range(num):
+            spoken = np.repeat(rng.choice(len(self.phones), size=40, p=self.phones), 4)
+            bounds = self.clusters[rng.integers(2)].cumsum(axis=1)[spoken]  # (frames, clusters)
+            chance = np.repeat(rng.random(80), 2)
+            labels.append((chance[:, None] > bounds[:, :-1]).sum(axis=1))
+            phones.append([f"phone {phone}" for phone in spoken])
+        return labels, phones
+
+
+def test_intervals_have_the_true_pnmi_in_them_where_resampled_values_have_not() -> None:
+    speech = Speech(num_phones=8, num_clusters=10, sharpness=0.3)
+    other = Speech(num_phones=8, num_clusters=10, sharpness=0.8)
+    found, gains = [], []
+    for seed in range(60):
+        labels, phones = speech.utterances(12, seed=seed)
+        worse, same = other.utterances(12, seed=seed)
+        assert same == phones
+        report = cluster_report(labels, phones, num_clusters=10, seed=seed)
+        assert report.phones is not None
+        found.append(report.phones.pnmi)
+        gains.append(pnmi_gain(labels, worse, phones, seed=seed))
+    assert np.mean([one.value for one in found]) > speech.pnmi + 0.015, "few utterances have more"
+    assert np.mean([(one.low + one.high) / 2 for one in found]) == pytest.approx(speech.pnmi, abs=0.01)
+    assert np.mean([one.low <= speech.pnmi <= one.high for one in found]) > 0.85
+    assert np.mean([2 * v - high <= speech.pnmi <= 2 * v - low for v, low, high in found]) < 0.5
+    assert np.mean([one.low <= speech.pnmi - other.pnmi <= one.high for one in gains]) > 0.8
 
 
 def test_a_gain_is_sure_where_there_is_one_and_not_where_there_is_none() -> None:

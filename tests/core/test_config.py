@@ -9,7 +9,7 @@ import pydantic
 import pytest
 import yaml
 
-from core.config import ConfigError, diff, load, parse_args, section, to_dict, to_yaml
+from core.config import ConfigError, diff, load, load_section, parse_args, section, to_dict, to_yaml
 from core.yaml_source import resolve
 
 
@@ -44,6 +44,12 @@ class Optim:
 class Source:
     name: str
     weight: int = 1
+
+
+@section
+class Step:
+    lr: float
+    steps: int = 1
 
 
 @section
@@ -319,3 +325,14 @@ def test_a_wrong_command_line_ends_with_85_and_no_traceback(
     assert stop.value.code == 85
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.strip() and "Traceback" not in captured.err
+
+
+def test_one_section_of_a_file_whose_others_are_of_another_program(tmp_path: Path) -> None:
+    path = tmp_path / "other.yaml"
+    path.write_text("theirs:\n  anything: 1\nours:\n  inner:\n    lr: 3e-4\n    steps: fast\n")
+    with pytest.raises(ConfigError, match=r"other.yaml:6: ours.inner.steps: got .?fast"):
+        load_section(Step, path, "ours.inner")
+    path.write_text("ours:\n  inner:\n    lr: 3e-4\n")
+    assert load_section(Step, path, "ours.inner") == Step(lr=3e-4)
+    with pytest.raises(ConfigError, match=r"ours\.outer: there is no such section"):
+        load_section(Step, path, "ours.outer")

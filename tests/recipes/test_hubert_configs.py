@@ -1,5 +1,6 @@
 """The configurations of both iterations: complete, with the published numbers, and checked where keys must agree."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,19 +9,26 @@ import torch
 from core.config import ConfigError, load
 from core.models.hubert import HubertPretraining
 from core.models.hubert_config import HubertConfig, hubert_config
+from core.models.hubert_ctc import HubertCTC
 from core.optim import learning_rate
+from core.parameters import freeze, late_parameters
+from core.schedule import TriStage
+from core.text import CharacterVocabulary
 from launchers.pipeline_file import read_pipeline
 from recipes.hubert_iter1 import assembly as iter1
 from recipes.hubert_iter2 import assembly as iter2
+from recipes.hubert_iter2 import finetune_assembly
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 CONFIG = {"hubert_iter1": iter1.Config, "hubert_iter2": iter2.Config}
 FILES = [path for name in CONFIG for path in sorted((RECIPES / name).glob("*.yaml")) if "pipeline" not in path.stem]
+TORCHAUDIO, FAIRSEQ = (RECIPES / "hubert_iter2" / f"{name}.yaml" for name in ("finetune", "finetune_fairseq"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_every_yaml_loads(path: Path) -> None:
-    assert load(CONFIG[path.parent.name], path).run.seed == 1337
+    schema = finetune_assembly.Config if path.stem.startswith("finetune") else CONFIG[path.parent.name]
+    assert load(schema, path).run.seed == 1337
 
 
 @pytest.mark.parametrize(("name", "num_steps", "num_parameters"), [
@@ -36,6 +44,37 @@ def test_the_published_numbers(name: str, num_steps: int, num_parameters: int) -
     assert config.plan.micro_batches_per_step * config.plan.max_duration_s == 2_800
     assert config.train.max_steps == num_steps and config.optim.decay.to == "all"
     assert (config.plan.min_cut_s, config.data.crop.max_s) == (32_000 / 16_000, 250_000 / 16_000)
+
+
+@pytest.mark.parametrize(("path", "lr", "num_steps", "clip", "mask", "layer_drop", "stages"), [
+    (TORCHAUDIO, 5e-5, 20_000, 5.0, 0.65, 0.05, (2_000, 8_000, 10_000)),
+    (FAIRSEQ, 2e-5, 25_000, None, 0.75, 0.1, (8_000, 0, 72_000)),
+], ids=["torchaudio", "fairseq"])  # fmt: skip
+def test_the_published_numbers_of_fine_tuning(
+    path: Path, lr: float, num_steps: int, clip: float | None, mask: float, layer_drop: float, stages: tuple[int, ...]
+) -> None:
+    config = load(finetune_assembly.Config, path)
+    optim, schedule, model = config.optim, config.optim.schedule, config.model
+    assert isinstance(schedule, TriStage) and config.data.time_mask and config.data.channel_mask and optim.thaw
+    assert (optim.lr, config.train.max_steps, optim.max_norm) == (lr, num_steps, clip)
+    assert (config.data.time_mask.probability, model.layer_drop) == (mask, layer_drop)
+    assert (schedule.warmup_steps, schedule.hold_steps, schedule.decay_steps) == stages
+    assert (schedule.initial_ratio, schedule.final_ratio) == (0.01, 0.05)
+    assert (optim.name, optim.betas, optim.eps, optim.weight_decay) == ("adamw", [0.9, 0.98], 1e-8, 0.0)
+    assert (config.data.time_mask.length, config.data.time_mask.min_spans) == (10, 2)
+    assert (config.data.channel_mask.probability, config.data.channel_mask.length) == (0.5, 64)
+    dropouts = (model.projection_dropout, model.attention_dropout, model.activation_dropout, model.dropout)
+    assert dropouts == (0.0, 0.0, 0.1, 0.0) and optim.thaw.after_steps == 10_000
+    assert config.plan.micro_batches_per_step * config.plan.max_duration_s == 200
+    fine_tuned = HubertCTC(replace(model, num_layers=1), vocab_size=29)
+    assert len(CharacterVocabulary(config.data.symbols or "")) == 29
+    freeze(fine_tuned, optim.freeze)
+    frozen = {name for name, parameter in fine_tuned.named_parameters() if not parameter.requires_grad}
+    assert frozen == {
+        f"hubert.feature_extractor.{name}" for name, _ in fine_tuned.hubert.feature_extractor.named_parameters()
+    }
+    late = late_parameters(fine_tuned, optim.thaw)
+    assert len(late) + len(frozen) + 2 == len(list(fine_tuned.parameters())), "all but the head"
 
 
 @pytest.mark.parametrize("size", ["large", "xlarge"])

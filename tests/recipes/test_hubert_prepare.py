@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.data.feature_store import write_features
+from core.data import shared_work
+from core.data.feature_store import remove_features, write_features
 from core.data.index import ManifestIndex
 from core.data.kmeans import Codebook
 from core.data.label_store import LabelShards, LabelStore
-from core.runfiles import BAD_SAMPLES, CLUSTERS, SCORES, ExitCode, read_json, read_records
-from tests.recipes import hubert_runs
+from core.runfiles import BAD_SAMPLES, CLUSTERS, SCORES, ExitCode, append_record, read_json, read_records
+from tests.recipes import hubert_runs, runs
 
 ITERATIONS = [1, 2]
 
@@ -74,6 +76,29 @@ def test_every_frame_has_the_nearest_center(iteration: int, configs: dict[int, P
     assert store.card.layer == (None, 1)[iteration - 1] and (store.card.checkpoint is None) == (iteration == 1)
 
 
+def _recorded(function: Callable[..., Any], log: Path, name: Callable[..., str]) -> Callable[..., Any]:
+    """The function, which writes down what it made: (name, process)."""
+
+    def called(*arguments: Any, **settings: Any) -> Any:
+        time.sleep(0.05)  # as real shards take time
+        result = function(*arguments, **settings)
+        append_record(log, {"name": name(*arguments), "pid": os.getpid()})
+        return result
+
+    return called
+
+
+def _record_shards(monkeypatch: pytest.MonkeyPatch, log: Path) -> None:
+    features = _recorded(write_features, log, lambda path, clips: path.name)
+    monkeypatch.setattr("core.data.labelling.write_features", features)
+    labels = _recorded(LabelShards.write, log, lambda shards, shard, found: f"labels/{shards.directory.name}/{shard}")
+    monkeypatch.setattr(LabelShards, "write", labels)
+
+
+def _made(log: Path, what: str) -> list[str]:
+    return sorted(record["name"] for record in read_records(log) if record["name"].startswith(what))
+
+
 @pytest.mark.parametrize("iteration", ITERATIONS)
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 @pytest.mark.parametrize("where", ["features", "labels"])
@@ -90,11 +115,88 @@ def test_an_interrupted_preparation_goes_on(
         assert codes == [-9 if how == signal.SIGKILL else ExitCode.CONTINUE], text
     made = len(list((tmp_path / f"labels{iteration}").rglob("*-of-00003.np?")))
     assert made == (1 if how == signal.SIGKILL else 2)
+    _record_shards(monkeypatch, tmp_path / "made.jsonl")
     codes, text = _prepare(configs, tmp_path, whole, iteration=iteration)
-    began = next(line for line in text.splitlines() if line.startswith(("features: 1 of", "labels of train: 1 of")))
     assert codes == [ExitCode.DONE], text
-    assert f"1 of {3 - made} shards" in began, "only what was missing"
+    prefix = {"features": "train-", "labels": "labels/train/"}[where]
+    assert len(_made(tmp_path / "made.jsonl", prefix)) == 3 - made, "only what was missing"
     assert _labels(tmp_path / f"labels{iteration}") == _labels(whole / f"labels{iteration}")
+
+
+@pytest.mark.parametrize("iteration", ITERATIONS)
+def test_shards_cut_short_are_made_again(
+    iteration: int, configs: dict[int, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One killed in the middle of a shard, which leaves a part of a file, and shards that a full disk has cut."""
+
+    def dies(path: Path, clips: Any, *, dim: int) -> int:
+        def some() -> Any:
+            yield next(clips)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        return write_features(path, some() if len(list(path.parent.glob("*-of-*"))) == 4 else clips, dim=dim)
+
+    run = tmp_path / f"labels{iteration}"
+    with monkeypatch.context() as patch:
+        patch.setattr("core.data.labelling.write_features", dies)
+        assert _prepare(configs, tmp_path, whole, iteration=iteration)[0] == [-9]
+    assert list((run / "features").glob(".train-*")), "a part of a file"
+    shards = sorted((run / "features").glob("train-*-of-00003.npy"))
+    shards[0].write_bytes(shards[0].read_bytes()[:-7])
+    _record_shards(monkeypatch, tmp_path / "made.jsonl")
+    codes, text = _prepare(configs, tmp_path, whole, iteration=iteration)
+    assert codes == [ExitCode.DONE], text
+    assert len(_made(tmp_path / "made.jsonl", "train-")) == 2
+    assert _labels(run) == _labels(whole / f"labels{iteration}")
+    assert not (run / "features").exists()
+    assert {path.name for path in (run / "labels" / "train").iterdir()} == {"card.json", "labels.npy", "offsets.npy"}
+
+
+@pytest.mark.parametrize("iteration", ITERATIONS)
+def test_several_jobs_share_the_labels_of_one_run(
+    iteration: int, configs: dict[int, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job that is killed in the middle of a shard, one of two ranks, and one alone."""
+    if iteration == 2:
+        (tmp_path / "tiny1").symlink_to(whole / "tiny1")
+    log = tmp_path / "made.jsonl"
+    _record_shards(monkeypatch, log)
+    monkeypatch.setattr(shared_work, "POLL_S", 0.05)
+
+    def begin(number: int, num_ranks: int = 1) -> runs.Job:
+        words = (f"run.name=job{number}", "labelling.run=shared", f"labelling.helper={number}")
+        recipe = hubert_runs.PREPARE[iteration]
+        return runs.begin(configs[iteration], tmp_path, *words, recipe=recipe, num_ranks=num_ranks)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelShards, "write", _nth(2, LabelShards.write, signal.SIGKILL))
+        victim = begin(0)
+    others = [begin(1, num_ranks=2), begin(2)]
+    assert victim.wait(120) in ([-9], [ExitCode.DONE]), victim.text
+    assert [job.wait(120) for job in others] == [[ExitCode.DONE] * 2, [ExitCode.DONE]], [job.text for job in others]
+    splits = {"labels/train": 3, "labels/dev": 3, "train-": 3}
+    assert {what: len(set(_made(log, what))) for what in splits} == splits
+    assert {what: len(_made(log, what)) for what in splits} == splits, "none twice"
+    assert _labels(tmp_path / "shared") == _labels(whole / f"labels{iteration}")
+    assert not list((tmp_path / "shared").rglob("*-of-*"))
+
+
+@pytest.mark.parametrize("iteration", ITERATIONS)
+def test_what_a_kill_after_the_last_shard_leaves_is_cleared(
+    iteration: int, configs: dict[int, Path], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / f"labels{iteration}"
+    with monkeypatch.context() as patch:  # there is a codebook, and its features are still there
+        patch.setattr("core.data.labelling.remove_features", _nth(1, remove_features, signal.SIGKILL))
+        assert _prepare(configs, tmp_path, whole, iteration=iteration)[0] == [-9]
+    assert (run / "codebook.safetensors").exists() and (run / "features").exists()
+    with monkeypatch.context() as patch:  # there is a label store, and its shards are still there
+        patch.setattr(LabelShards, "remove", _nth(1, LabelShards.remove, signal.SIGKILL))
+        assert _prepare(configs, tmp_path, whole, iteration=iteration)[0] == [-9]
+    assert not (run / "features").exists() and (run / "labels" / "train" / "shards").exists()
+    codes, text = _prepare(configs, tmp_path, whole, iteration=iteration)
+    assert codes == [ExitCode.DONE], text
+    assert not list(run.rglob("shards")) and _labels(run) == _labels(whole / f"labels{iteration}")
 
 
 @pytest.mark.parametrize("iteration", ITERATIONS)
@@ -119,8 +221,9 @@ def test_one_rank_that_stops_stops_both(
     assert codes == [ExitCode.CONTINUE] * 2, text
 
 
-def test_a_finished_preparation_has_nothing_to_do(configs: dict[int, Path], whole: Path) -> None:
-    codes, text = hubert_runs.prepare(configs[1], whole, iteration=1)
+@pytest.mark.parametrize("iteration", ITERATIONS)
+def test_a_finished_preparation_has_nothing_to_do(iteration: int, configs: dict[int, Path], whole: Path) -> None:
+    codes, text = hubert_runs.prepare(configs[iteration], whole, iteration=iteration)
     assert codes == [ExitCode.DONE] and "nothing to do" in text
 
 

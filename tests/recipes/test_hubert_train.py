@@ -13,7 +13,8 @@ from torch import Tensor
 
 from core.data.index import write_manifest
 from core.data.label_store import LabelStore
-from core.runfiles import CLUSTERS, LEDGER, METRICS, REPORT, SCORES, ExitCode, read_json, read_records
+from core.runfiles import CHECKPOINTS, CLUSTERS, LEDGER, METRICS, REPORT, SCORES, ExitCode, read_json, read_records
+from core.train.checkpoint_files import list_complete
 from tests.recipes import hubert_runs, runs
 
 ITERATIONS = [1, 2]
@@ -90,6 +91,31 @@ def test_a_cut_run_is_the_uncut_run(
     assert runs.samples(cut) == runs.samples(uncut)
     runs.assert_same_state(runs.state(cut), runs.state(uncut))
     assert read_json(cut / SCORES) == read_json(uncut / SCORES)
+
+
+BEST = "[{metric: valid_loss, mode: min, k: 1}, {metric: train_loss, mode: min, k: 2}]"
+
+
+@pytest.mark.parametrize("iteration", ITERATIONS)
+def test_the_best_by_validation_and_by_training_loss_are_kept(
+    iteration: int, configs: dict[int, Path], root: Path
+) -> None:
+    words = ("checkpoint.every_steps=1", "checkpoint.keep_last=1", f"checkpoint.keep_best={BEST}", "run.link_steps=4")
+    for code in (ExitCode.CONTINUE, ExitCode.DONE):
+        codes, text = _train(configs, root, *words, "optim.lr=1.0", "train.validate_every_steps=2", iteration=iteration)
+        assert codes == [code], text
+    run = root / f"tiny{iteration}"
+    records = list(read_records(run / METRICS))
+    trained = {record["step"]: record["loss"] for record in records if record["phase"] == "train"}
+    validated = {record["step"]: record["valid_loss"] for record in records if record["phase"] == "valid"}
+    assert sorted(trained) == [1, 2, 3, 4, 5, 6] and sorted(validated) == [2, 4, 6]
+    best = {min(validated, key=validated.__getitem__), *sorted(trained, key=trained.__getitem__)[:2]}
+    kept = list_complete(run / CHECKPOINTS)
+    assert {checkpoint.step for checkpoint in kept} == best | {6}
+    for checkpoint in kept:
+        scores = checkpoint.metrics()
+        assert scores["train_loss"] == pytest.approx(trained[checkpoint.step])
+        assert scores.get("valid_loss") == pytest.approx(validated.get(checkpoint.step))
 
 
 @pytest.mark.parametrize("iteration", ITERATIONS)

@@ -34,6 +34,9 @@ class DeepSpeedProtocol:
         )
         self.model: nn.Module = self._engine
 
+    def begin_step(self, step: int) -> None:
+        pass
+
     @contextmanager
     def accumulate(self, *, last: bool) -> Iterator[None]:
         self._engine.set_gradient_accumulation_boundary(last)

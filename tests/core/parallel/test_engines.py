@@ -1,6 +1,6 @@
 """Every strategy makes the same updates: those of one process on the full batch, with clipping, however it is cut."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -8,219 +8,258 @@ from torch import Tensor, nn
 
 from core.distributed import Ranks
 from core.optim import OptimConfig
-from core.parallel.engine import Engine, ParallelConfig, build_engine
-from core.parallel.loss_scale import GROWTH_INTERVAL, INITIAL, LossScale
-from tests.core.parallel.deepspeed_protocol import DeepSpeedProtocol
-from tests.core.parallel.training import whole
+from core.parallel.engine import Engine
+from core.parameters import FreezeConfig, freeze
+from tests.core.parallel.toy import (
+    CUT,
+    IDLE,
+    MAX_NORM,
+    ROWS,
+    SGD,
+    STEPS,
+    STRATEGIES,
+    WHOLE,
+    Block,
+    History,
+    Toy,
+    assert_close,
+    built,
+    full_batch,
+    history,
+    loss_sum,
+    numbers,
+    reference,
+    update,
+)
 from tests.ranks import run_on_ranks
 
-MAX_NORM = 0.1
-SGD = OptimConfig(name="sgd", lr=0.5, max_norm=MAX_NORM)
-STEPS = 5
-ROWS = 12
-# Rows of the full batch by micro-batch: ranks of different sizes, then each rank's rows cut unevenly again.
-WHOLE = ([range(0, 7)], [range(7, ROWS)])
-CUT = ([range(0, 1), range(1, 7)], [range(7, 10), range(10, ROWS)])
+ADAMW = OptimConfig(name="adamw", lr=0.5, weight_decay=0.1, max_norm=MAX_NORM)
+ALONE = Ranks(0, 0, 1, 0, 1, 0, 1, torch.device("cpu"))
 
-Cut = tuple[list[range], ...]
-History = tuple[list[float], list[float], dict[str, Tensor]]  # losses, gradient norms, parameters at the end
+every_strategy = pytest.mark.parametrize("strategy", list(STRATEGIES))
+every_deepspeed = pytest.mark.parametrize("strategy", [name for name in STRATEGIES if "deepspeed" in name])
 
 
-class Block(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 8)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.tanh(self.linear(self.norm(x)))
-
-
-class Toy(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.layers, self.last = nn.Linear(5, 8), nn.ModuleList([Block(), Block()]), nn.Linear(8, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.first(x)
-        for layer in self.layers:
-            x = layer(x)
-        return self.last(x)
-
-    def blocks(self) -> list[nn.Module]:
-        return list(self.layers)
-
-
-def toy() -> Toy:
-    torch.manual_seed(0)
-    return Toy()
-
-
-def full_batch(step: int) -> tuple[Tensor, Tensor]:
-    torch.manual_seed(100 + step)
-    return torch.randn(ROWS, 5), torch.randn(ROWS, 3)
-
-
-def loss_sum(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return (model(x).float() - y).square().sum()
-
-
-def numbers(model: nn.Module) -> dict[str, Tensor]:
-    return {
-        name.removeprefix("module.").replace("_checkpoint_wrapped_module.", ""): whole(p)
-        for name, p in model.named_parameters()
-    }
-
-
-def update(engine: Engine, ranks: Ranks, cut: Cut, step: int, *, poison: bool = False) -> tuple[float, float]:
-    """One update; the mean loss over all ranks and the gradient norm."""
-    x, y = full_batch(step)
-    if poison:
-        x = x * float("nan")
-    total = 0.0
-    mine = cut[ranks.dp_rank]
-    for place, rows in enumerate(mine):
-        with engine.accumulate(last=place == len(mine) - 1):
-            loss = loss_sum(engine.model, x[rows], y[rows])
-            engine.backward(loss * (ranks.dp_size / ROWS))
-        total += loss.item()
-    norm = engine.step(max_norm=MAX_NORM, lr=0.5)
-    return ranks.total([total])[0] / ROWS, float(norm)
-
-
-def built(ranks: Ranks, strategy: str, optim: OptimConfig = SGD, **parallel: object) -> Engine:
-    if strategy == "deepspeed":
-        return DeepSpeedProtocol(toy(), optim=optim)
-    config = ParallelConfig(strategy=strategy, **parallel)  # type: ignore[arg-type]
-    return build_engine(toy(), config, optim=optim, ranks=ranks)
-
-
-def history(ranks: Ranks, strategy: str, cut: Cut, **parallel: object) -> History:
-    engine = built(ranks, strategy, **parallel)
-    pairs = [update(engine, ranks, cut, step) for step in range(STEPS)]
-    return [loss for loss, _ in pairs], [norm for _, norm in pairs], numbers(engine.model)
-
-
-def reference() -> History:
-    """Plain torch, one process, the full batch."""
-    model = toy()
-    losses, norms = [], []
-    for step in range(STEPS):
-        loss = loss_sum(model, *full_batch(step)) / ROWS
-        gradients = torch.autograd.grad(loss, list(model.parameters()))
-        norm = torch.cat([g.flatten() for g in gradients]).norm()
-        with torch.no_grad():
-            for p, g in zip(model.parameters(), gradients, strict=True):
-                p -= 0.5 * g * min(1.0, MAX_NORM / norm.item())
-        losses.append(loss.item())
-        norms.append(norm.item())
-    return losses, norms, numbers(model)
-
-
-def assert_close(found: History, expected: History, *, rel: float = 1e-5) -> None:
-    assert found[0] == pytest.approx(expected[0], rel=rel)
-    assert found[1] == pytest.approx(expected[1], rel=rel)
-    assert found[2].keys() == expected[2].keys()
-    for name, value in expected[2].items():
-        assert (found[2][name] - value).abs().max() <= rel, name
-
-
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed"])
+@every_strategy
 def test_updates_are_those_of_one_process(strategy: str) -> None:
     expected = reference()
-    assert min(expected[1]) > MAX_NORM  # clipping is active in every step
+    assert min(expected.norms) > MAX_NORM  # clipping is active in every step
 
-    def train(ranks: Ranks) -> tuple[History, History]:
-        return history(ranks, strategy, WHOLE), history(ranks, strategy, CUT)
+    def train(ranks: Ranks) -> list[History]:
+        found = [history(ranks, strategy, cut) for cut in (WHOLE, CUT, IDLE)]
+        found.append(history(ranks, strategy, CUT, activation_checkpointing=True))
+        engine = built(ranks, strategy)
+        pairs = [update_in_parts(engine, ranks, step) for step in range(STEPS)]
+        found.append(History([loss for loss, _ in pairs], [norm for _, norm in pairs], numbers(engine.model)))
+        return found
 
-    for at_once, accumulated in run_on_ranks(train, 2):
-        assert_close(at_once, expected)
-        assert_close(accumulated, expected)
+    for histories in run_on_ranks(train, 2):
+        for found in histories:
+            assert_close(found, expected)
 
 
-def test_one_rank_accumulates_as_well() -> None:
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "fsdp2"])
+def test_one_rank_accumulates_as_well(strategy: str) -> None:
     rows = ([range(0, 3), range(3, ROWS)],)
-    (found,) = run_on_ranks(lambda ranks: history(ranks, "ddp", rows), 1)
+    (found,) = run_on_ranks(lambda ranks: history(ranks, strategy, rows), 1)
     assert_close(found, reference())
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-@pytest.mark.parametrize(
-    "optim",
-    [SGD, replace(SGD, momentum=0.9), OptimConfig(name="adamw", lr=0.5, weight_decay=0.1, max_norm=MAX_NORM)],
-    ids=["sgd", "momentum", "adamw"],
-)
-@pytest.mark.parametrize("bad_step", [0, 1])
-def test_nan_on_one_rank_is_skipped_by_all(strategy: str, optim: OptimConfig, bad_step: int) -> None:
-    def train(ranks: Ranks, with_bad: bool) -> tuple[list[float], dict[str, Tensor]]:
+def update_in_parts(engine: Engine, ranks: Ranks, step: int) -> tuple[float, float]:
+    """An update as GradCache makes it: all rows without gradients, then chunk by chunk forward and backward."""
+    x, y = full_batch(step)
+    parts = [rows for rows in CUT[ranks.dp_rank] for rows in (rows[: len(rows) // 2], rows[len(rows) // 2 :])]
+    with torch.no_grad():
+        total = sum(float(loss_sum(engine.model, x[rows], y[rows])) for rows in parts)
+    for rows in parts:
+        with engine.accumulate(last=rows is parts[-1]):
+            engine.backward(loss_sum(engine.model, x[rows], y[rows]) * (ranks.dp_size / ROWS))
+    return ranks.total([total])[0] / ROWS, float(engine.step(max_norm=MAX_NORM, lr=0.5))
+
+
+@every_strategy
+def test_nan_on_one_rank_is_skipped_by_all(strategy: str) -> None:
+    def train(ranks: Ranks, optim: OptimConfig, bad_step: int | None) -> tuple[list[float], dict[str, Tensor]]:
         engine, norms = built(ranks, strategy, optim), []
         for step in range(3):
-            if with_bad and step == bad_step:
+            if step == bad_step:
                 before = numbers(engine.model)
                 norms.append(update(engine, ranks, WHOLE, 9, poison=ranks.rank == 1)[1])
                 assert all(torch.equal(value, before[name]) for name, value in numbers(engine.model).items())
             norms.append(update(engine, ranks, WHOLE, step)[1])
         return norms, numbers(engine.model)
 
-    def both(ranks: Ranks) -> tuple:
-        return train(ranks, True), train(ranks, False)
+    def each(ranks: Ranks) -> list[list[tuple[list[float], dict[str, Tensor]]]]:
+        optims = (SGD, replace(SGD, momentum=0.9), ADAMW, replace(ADAMW, name="adam"))
+        return [[train(ranks, optim, bad_step) for bad_step in (None, 0, 1)] for optim in optims]
 
-    for (norms, parameters), (undisturbed_norms, undisturbed) in run_on_ranks(both, 2):
-        assert not torch.isfinite(torch.tensor(norms.pop(bad_step)))
-        assert norms == undisturbed_norms
+    for of_rank in run_on_ranks(each, 2):
+        for (undisturbed_norms, undisturbed), *disturbed in of_rank:
+            for bad_step, (norms, parameters) in enumerate(disturbed):
+                assert not torch.isfinite(torch.tensor(norms.pop(bad_step)))
+                assert norms == undisturbed_norms
+                assert all(torch.equal(value, undisturbed[name]) for name, value in parameters.items())
+
+
+@every_strategy
+def test_a_step_that_is_discarded_leaves_no_trace(strategy: str) -> None:
+    def train(ranks: Ranks, discarded: bool) -> tuple[float, dict[str, Tensor]]:
+        engine = built(ranks, strategy, ADAMW)
+        update(engine, ranks, CUT, 0)
+        if discarded:
+            x, y = full_batch(7)
+            for last in (False, True):
+                with engine.accumulate(last=last):
+                    engine.backward(loss_sum(engine.model, x, y))
+            engine.discard()
+        return update(engine, ranks, CUT, 1)[1], numbers(engine.model)
+
+    for (norm, parameters), (undisturbed_norm, undisturbed) in run_on_ranks(
+        lambda ranks: (train(ranks, True), train(ranks, False)), 2
+    ):
+        assert norm == undisturbed_norm
         assert all(torch.equal(value, undisturbed[name]) for name, value in parameters.items())
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@every_strategy
 def test_bf16_is_close_and_keeps_fp32_parameters(strategy: str) -> None:
     for found in run_on_ranks(lambda ranks: history(ranks, strategy, CUT, precision="bf16"), 2):
         expected = reference()
         assert_close(found, expected, rel=0.03)
-        assert found[0] != expected[0]
-        assert all(value.dtype == torch.float32 for value in found[2].values())
+        assert found.losses != expected.losses
+        assert all(value.dtype == torch.float32 for value in found.parameters.values())
 
 
 def test_fp16_on_a_cpu_is_refused() -> None:
-    alone = Ranks(0, 0, 1, 0, 1, 0, 1, torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"parallel\.precision=fp16 needs a GPU"):
-        build_engine(toy(), ParallelConfig(precision="fp16"), optim=SGD, ranks=alone)
+    for strategy in STRATEGIES:
+        with pytest.raises(ValueError, match=r"parallel\.precision=fp16 needs a GPU"):
+            built(ALONE, strategy, precision="fp16")
 
 
 def test_fsdp2_alone_is_refused() -> None:
-    alone = Ranks(0, 0, 1, 0, 1, 0, 1, torch.device("cpu"))
     with pytest.raises(ValueError, match="needs at least 2 ranks"):
-        build_engine(toy(), ParallelConfig(strategy="fsdp2"), optim=SGD, ranks=alone)
+        built(ALONE, "fsdp2")
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_activation_checkpointing_changes_no_gradient(strategy: str) -> None:
-    def train(ranks: Ranks) -> History:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed 0", "deepspeed 3"])
+def test_activation_checkpointing_computes_blocks_again(strategy: str) -> None:
+    def train(ranks: Ranks) -> int:
         calls = []
         forward = Block.forward
         Block.forward = lambda self, x: (calls.append(1), forward(self, x))[1]  # type: ignore[method-assign]
-        found = history(ranks, strategy, WHOLE, activation_checkpointing=True)
-        assert len(calls) == 2 * 2 * STEPS  # two blocks, each computed once more on the way back
-        return found
+        history(ranks, strategy, WHOLE, activation_checkpointing=True)
+        return len(calls)
 
-    for found in run_on_ranks(train, 2):
-        assert_close(found, reference())
+    assert run_on_ranks(train, 2) == [2 * 2 * STEPS] * 2  # two blocks, each once more on the way back
 
 
-def test_loss_scale_halves_doubles_and_is_restored() -> None:
-    scale, good, bad = LossScale(torch.device("cpu")), torch.tensor(0.0), torch.tensor(1.0)
-    gradient = torch.tensor([INITIAL, 3 * INITIAL])
-    scale.unscale([gradient])
-    assert gradient.tolist() == [1.0, 3.0]
-    scale.update(bad)
-    assert scale.state() == {"loss_scale": INITIAL / 2, "good_steps": 0}
-    for _ in range(GROWTH_INTERVAL - 1):
-        scale.update(good)
-    assert scale.state() == {"loss_scale": INITIAL / 2, "good_steps": GROWTH_INTERVAL - 1}
-    other = LossScale(torch.device("cpu"))
-    other.restore(scale.state())
-    other.update(good)
-    assert other.state() == {"loss_scale": INITIAL, "good_steps": 0}
-    scale.update(bad)
-    assert scale.state() == {"loss_scale": INITIAL / 4, "good_steps": 0}
-    for _ in range(40):
-        scale.update(bad)
-    assert scale.state()["loss_scale"] == 1.0
+class Tied(Toy):
+    """The weight of the first layer is that of the last, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.last.weight = self.first.weight
+
+
+def tied() -> Tied:
+    torch.manual_seed(0)
+    return Tied()
+
+
+def tied_batch(step: int) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(100 + step)
+    return torch.randn(ROWS, 8), torch.randn(ROWS, 8)
+
+
+@every_strategy
+def test_tied_weights_stay_tied(strategy: str) -> None:
+    def train(ranks: Ranks) -> tuple[dict[str, Tensor], bool]:
+        model = tied()
+        engine = built(ranks, strategy, model=model)
+        for step in range(3):
+            x, y = tied_batch(step)
+            rows = WHOLE[ranks.dp_rank][0]
+            with engine.accumulate(last=True):
+                engine.backward(loss_sum(engine.model, x[rows], y[rows]) * (ranks.dp_size / ROWS))
+            engine.step(max_norm=MAX_NORM, lr=0.5)
+        return numbers(engine.model), model.last.weight is model.first.weight
+
+    expected = tied()
+    optimizer = torch.optim.SGD(expected.parameters(), lr=0.5)
+    for step in range(3):
+        (loss_sum(expected, *tied_batch(step)) / ROWS).backward()
+        torch.nn.utils.clip_grad_norm_(expected.parameters(), MAX_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+    for parameters, is_tied in run_on_ranks(train, 2):
+        assert is_tied
+        assert parameters.keys() == numbers(expected).keys()
+        for name, value in numbers(expected).items():
+            assert (parameters[name] - value).abs().max() <= 1e-5, name
+
+
+@dataclass
+class Output:
+    prediction: Tensor
+    scale: Tensor
+
+
+class Unusual(Toy):
+    """What ZeRO stumbles over: a dataclass as output, parameters of the root, unused ones, frozen ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+        self.seldom = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor, *, is_seldom: bool = False) -> Output:  # type: ignore[override]
+        y = super().forward(x)
+        return Output(self.seldom(y) if is_seldom else y, self.scale)
+
+
+def unusual() -> Unusual:
+    torch.manual_seed(0)
+    model = Unusual()
+    freeze(model, UNUSUAL.freeze)
+    return model
+
+
+UNUSUAL = replace(ADAMW, freeze=FreezeConfig(patterns=[r"layers\.0"]))
+
+
+def unusual_loss(output: Output, y: Tensor) -> Tensor:
+    return (output.prediction * output.scale - y).square().sum()
+
+
+@every_deepspeed
+def test_unused_and_frozen_parameters_and_dataclasses(strategy: str) -> None:
+    """A parameter without a gradient counts as one whose gradient is 0, on all stages alike."""
+
+    def train(ranks: Ranks) -> dict[str, Tensor]:
+        engine = built(ranks, strategy, UNUSUAL, model=unusual())
+        for step in range(3):
+            x, y = full_batch(step)
+            rows = WHOLE[ranks.dp_rank][0]
+            with engine.accumulate(last=True):
+                output = engine.model(x[rows], is_seldom=step == 1)
+                engine.backward(unusual_loss(output, y[rows]) * (ranks.dp_size / ROWS))
+            engine.step(max_norm=MAX_NORM, lr=0.5)
+        return numbers(engine.model)
+
+    expected = unusual()
+    trained = [p for p in expected.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trained if (p.ndim > 1) == matrices]} for matrices in (True, False)]
+    groups[1]["weight_decay"] = 0.0  # type: ignore[assignment]
+    optimizer = torch.optim.AdamW(groups, lr=0.5, weight_decay=0.1)
+    for step in range(3):
+        x, y = full_batch(step)
+        (unusual_loss(expected(x, is_seldom=step == 1), y) / ROWS).backward()
+        for p in trained:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        torch.nn.utils.clip_grad_norm_(trained, MAX_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+    for parameters in run_on_ranks(train, 2):
+        for name, value in numbers(expected).items():
+            assert (parameters[name] - value).abs().max() <= 1e-4, name

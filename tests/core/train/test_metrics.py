@@ -231,11 +231,3 @@ def test_eta_counts_validations_and_checkpoints_within_5_percent() -> None:
     for step in range(1, 301):
         without.add_step(step_s(step))
     assert without.remaining_s(300) < 0.75 * sum(spent[300:]), "steps alone promise far too little"
-
-
-def test_step_quantiles() -> None:
-    eta = Eta(total_steps=100)
-    for seconds in (99.0, *range(1, 12)):
-        eta.add_step(float(seconds))
-    assert eta.step_quantiles_s() == {"step_s_p50": 6.0, "step_s_p90": 10.0}
-    assert Eta(total_steps=1).step_quantiles_s() == {}

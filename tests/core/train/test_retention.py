@@ -8,7 +8,10 @@ from typing import Literal
 
 import pytest
 
+from core.runfiles import LINEAGE, read_json
 from core.train.checkpoint import BestConfig, StorageError
+from core.train.checkpoint_files import METRICS
+from core.train.retention import check_metrics
 from tests.core.train.checkpoints import TinyEngine, names, restored, save_steps, store
 
 
@@ -35,6 +38,45 @@ def test_keep_best_with_scores_that_come_late_or_never(
     later = store(tmp_path, keep_last=1, keep_best=BestConfig(metric="wer", mode=mode, k=2), token=2)
     later.record_metrics(70, {"wer": 0.0 if mode == "min" else 1.0})  # after the save, in another link
     assert later.best() == tmp_path / "step_00000070"
+
+
+def test_the_best_by_each_of_several_metrics_stay_over_a_resume(tmp_path: Path) -> None:
+    rankings = [BestConfig(metric="valid_loss", mode="min", k=2), BestConfig(metric="train_loss", mode="min", k=1)]
+    scores: dict[int, dict[str, float]] = {
+        10: {"train_loss": 3.0, "valid_loss": 0.3},
+        20: {"train_loss": 1.0},
+        30: {"train_loss": 2.0, "valid_loss": 0.1},
+        40: {"train_loss": 2.0, "valid_loss": 0.2},
+        50: {"train_loss": 4.0, "valid_loss": 0.4},
+        60: {"train_loss": 5.0},
+    }
+    for link, steps in enumerate([(10, 20, 30), (40, 50, 60)], start=1):
+        checkpoints = store(tmp_path, keep_last=1, keep_best=rankings, token=link)
+        for step in steps:
+            checkpoints.save(TinyEngine().at(step), {}, step=step, metrics=scores[step], wait=True)
+    assert [name for name in names(tmp_path) if name.startswith("step_")] == [
+        f"step_{step:08d}" for step in (20, 30, 40, 60)
+    ]
+    assert checkpoints.best() == tmp_path / "step_00000030"
+
+
+def test_a_score_that_comes_later_takes_none_away(tmp_path: Path) -> None:
+    """A checkpoint is scored by training when it is saved, by validation later, perhaps in the next link."""
+    first = store(tmp_path, keep_last=1, token=1)
+    first.save(TinyEngine().at(10), {}, step=10, metrics={"train_loss": 1.0}, wait=True)
+    first.record_metrics(10, {"valid_loss": 2.0})
+    store(tmp_path, keep_last=1, token=2).record_metrics(10, {"valid_wer": 3.0})
+    scores = read_json(tmp_path / "step_00000010" / METRICS)
+    assert scores == {"train_loss": 1.0, "valid_loss": 2.0, "valid_wer": 3.0}
+
+
+def test_a_metric_that_nobody_reports_is_named() -> None:
+    known = {"valid_loss": 1.0}
+    check_metrics([BestConfig(metric="valid_loss", mode="min"), BestConfig(metric="train_loss", mode="min")], known)
+    with pytest.raises(
+        ValueError, match=r"metric=valid_los is not among those of a validation: train_loss, valid_loss"
+    ):
+        check_metrics([BestConfig(metric="valid_los", mode="min")], known)
 
 
 def test_nothing_foreign_is_deleted(tmp_path: Path) -> None:
@@ -76,4 +118,4 @@ def test_dead_temporary_directories_go_at_the_start(tmp_path: Path) -> None:
     for token in (1, 2, 3):
         (tmp_path / f".step_00000020.tmp-{token}").mkdir()
     assert restored(tmp_path, token=2) == ({"step": 10}, 10)
-    assert names(tmp_path) == [".step_00000020.tmp-3", "step_00000010"]  # 3 is later than this process
+    assert names(tmp_path) == [".step_00000020.tmp-3", LINEAGE, "step_00000010"]  # 3 is later than this process
