@@ -37,6 +37,7 @@ LAYERS = [
         "text",
         "scoring",
         "retrieval",
+        "similarity_picture",
         "ngram",
         "ngram_estimation",
         "optim",
