@@ -34,8 +34,9 @@ class PretrainedSpeechConfig:
 
     `hidden_state`: which of the hidden states is pooled, as Hugging Face numbers them; -1 is the last. Layers after it
     are left away. `fused_states`: so many of the last ones are mixed instead (see state_fusion.py), into `fusion_times`
-    mixtures of each frame; 0: none. `layer_drop`, `mask_time_prob` and `mask_feature_prob` (SpecAugment) take the place of what the
-    directory's config.json says. `window_s`: of Whisper only (its own is 30), the audio that each clip is padded to.
+    mixtures of each frame; 0: none. `layer_drop`, `mask_time_prob` and `mask_feature_prob` (SpecAugment) take the place
+    of what the directory's config.json says. `window_s`: of Whisper only (its own is 30), the audio that each clip is
+    padded to.
     """
 
     kind: Literal["pretrained"] = "pretrained"
@@ -98,7 +99,7 @@ class WaveEncoder(nn.Module):
             first.layer_norm = _GroupNormOfLengths.like(first.layer_norm)
         if hasattr(model, "masked_spec_embed") and not config.mask_time_prob:
             model.masked_spec_embed.requires_grad_(False)  # nothing gives it a gradient
-        self.train(self.training)
+        self.train()  # Hugging Face hands models over in evaluation mode
 
     def train(self, mode: bool = True) -> "WaveEncoder":
         """As ever, but for the convolutions: in training mode Hugging Face asks there for the gradient of the audio.
@@ -158,6 +159,7 @@ class WhisperEncoder(nn.Module):
         add_layer_drop(find_layers(model), config.layer_drop)
         filters = WhisperFeatureExtractor(feature_size=found.num_mel_bins).mel_filters
         self.register_buffer("mel_filters", torch.from_numpy(filters).float(), persistent=False)
+        self.train()
 
     def forward(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
         """audio (B, S), num_samples (B,) -> hidden (B, T, D) of the whole window, lengths (B,), at least 1."""

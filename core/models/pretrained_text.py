@@ -1,5 +1,6 @@
 """Text encoders of Hugging Face (BERT, MiniLM, RoBERTa and other encoders), trained along or frozen."""
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,14 +45,15 @@ class PretrainedText(nn.Module):
         cut_layers(model, hidden_state=config.hidden_state)
         self.model = model
         self.output_dim: int = model.config.hidden_size
-        self.max_tokens: int | None = getattr(model.config, "max_position_embeddings", None)
+        self.max_tokens = _num_positions(model)
         self.pooling = Pooling(config.pooling)
+        self.train()  # Hugging Face hands models over in evaluation mode
 
     def forward(self, token_ids: Tensor, num_tokens: Tensor) -> Tensor:
         """token_ids (B, L), num_tokens (B,) -> (B, D) in fp32. ValueError for more tokens than it has positions."""
-        if self.max_tokens is not None and token_ids.size(1) > self.max_tokens:
+        if token_ids.size(1) > self.max_tokens:
             raise ValueError(
-                f"{token_ids.size(1)} tokens are more than the {self.max_tokens} positions of the text encoder; "
+                f"{token_ids.size(1)} tokens are more than the {self.max_tokens:.0f} positions of the text encoder; "
                 "take shorter crops"
             )
         num_tokens = num_tokens.clamp(min=1)
@@ -62,6 +64,14 @@ class PretrainedText(nn.Module):
     def blocks(self) -> list[nn.Module]:
         """The unit of activation checkpointing, compilation and sharding."""
         return list(find_layers(self.model))
+
+
+def _num_positions(model: Any) -> float:
+    """The most tokens that a model has positions for; RoBERTa's begin behind the id of its padding."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return float(getattr(model.config, "max_position_embeddings", None) or math.inf)
 
 
 class FrozenText:

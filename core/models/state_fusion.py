@@ -23,11 +23,7 @@ class StateFusion(nn.Module):
         """states (B, N, T, D), lengths (B,) -> (B, T times, D), their lengths (B,): the mixtures of a frame in turn."""
         mixed = self.conv(states).transpose(1, 2)  # (B, T, times, D)
         is_valid = valid_frames(lengths, mixed.size(1))  # (B, T)
-        norm = self.norm
-        selected = F.batch_norm(
-            mixed[is_valid].float(), norm.running_mean, norm.running_var, norm.weight, norm.bias, training=self.training,
-            momentum=norm.momentum or 0.0, eps=norm.eps,
-        )  # fmt: skip
+        selected = self.norm(mixed[is_valid].unsqueeze(-1)).squeeze(-1)  # (valid frames, times, D)
         fused = torch.zeros_like(mixed, dtype=selected.dtype)
         fused[is_valid] = F.gelu(selected)
         return fused.flatten(1, 2), lengths * mixed.size(2)

@@ -1,5 +1,6 @@
 """The section of DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv:1910.02054), and what DeepSpeed is told by it."""
 
+from dataclasses import fields
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -41,9 +42,10 @@ class ZeroConfig:
     wall_clock_breakdown: bool = False
 
     def __post_init__(self) -> None:
+        defaults = {key.name: key.default for key in fields(self)}
         for key, stages in NEEDS_STAGE.items():
             value = getattr(self, key)
-            if value is not None and value is not False and self.stage not in stages:
+            if value != defaults[key] and self.stage not in stages:
                 needed = " or ".join(map(str, stages))
                 raise ValueError(f"{key}={value} needs stage {needed}: set that, or leave {key} out")
         if self.adam == "deepspeed" and self.stage == 0:

@@ -90,7 +90,7 @@ class ZeroTensors:
         self._numbers = {}
 
     def clear_gradients(self) -> None:
-        """Where gradients have a place for good, DeepSpeed leaves those of a parameter that the next step does not use."""
+        """Where gradients have a place for good, one would count again in a step that does not use its parameter."""
         kept = [flat.grad for flat, _ in self._groups() if flat.grad is not None]
         if self._stage == 3:
             kept.append(self._zero.grad_partitions_flat_buffer)

@@ -1,4 +1,4 @@
-"""train.log: the records in lines that a grep can follow, in the formats that the CSRef benchmark's tools read.
+"""train.log: the records in lines that a grep can follow, in the formats that CSRef's tools read.
 
     Step 120: Loss 3.5957
     Timing(window=100): data_wait_ms:p50=0.41 p90=0.77 | preprocess_ms:p50=... | ... | iter_ms:p50=530.60 p90=541.20

@@ -149,7 +149,7 @@ def begin(
 ) -> Job:
     """Start a link of the run in forked processes; without the report, whose pictures take longer than the run.
 
-    `recipe`: a module with `main`, and `loss_fn` if there is a hook.
+    `recipe`: a module with `main`, and `loss_fn` or `contrast` if there is a hook.
     """
     runs.mkdir(parents=True, exist_ok=True)
     descriptor, log = tempfile.mkstemp(dir=runs, suffix=".log")
@@ -224,7 +224,8 @@ def _link(recipe: Any, argv: list[str], env: Mapping[str, str], log: Path, hook:
     if not report:
         core.train.link.write_report = lambda directory: None  # type: ignore[assignment,misc,return-value]
     if hook is not None:
-        recipe.loss_fn = _hooked(recipe.loss_fn, hook)
+        name = "loss_fn" if hasattr(recipe, "loss_fn") else "contrast"
+        setattr(recipe, name, _hooked(getattr(recipe, name), hook))
     code = 99
     try:
         code = recipe.main(argv)

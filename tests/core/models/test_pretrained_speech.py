@@ -110,12 +110,18 @@ def gradients(model: nn.Module, rows: Tensor, lengths: Tensor) -> dict[str, Tens
 @pytest.mark.parametrize("kind", [*WAVES, "whisper"])
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"hidden_state": 2}, {"layer_drop": 0.9}, {"mask_time_prob": 0.5, "mask_feature_prob": 0.1}],
+    [
+        {},
+        {"hidden_state": 2},
+        {"fused_states": 3, "fusion_times": 2},
+        {"layer_drop": 0.9},
+        {"mask_time_prob": 0.5, "mask_feature_prob": 0.1},
+    ],
     ids=str,
 )
 def test_every_parameter_has_a_gradient_in_training(kind: str, changes: dict[str, Any]) -> None:
     """Engines wait for each of them, a clip too short for a frame or not."""
-    if kind == "whisper" and "mask_time_prob" in changes:
+    if kind == "whisper" and changes.keys() & {"mask_time_prob", "fused_states"}:
         with pytest.raises(ValueError, match=r"must be 0: .* is a Whisper model"):
             encoder(kind, **changes)
         return
@@ -195,3 +201,58 @@ def test_weights_that_do_not_fit_are_listed(tmp_path: Path) -> None:
     assert "unexpected: encoder.layers.0.adapter.weight;" in told
     assert "of another size: feature_projection.projection.bias (5,) instead of (32,)" in told
     assert "lm_head" not in told and "quantizer" not in told
+
+
+class GeluConv(nn.Module):
+    """CSRef 2.0's from its description: a 1 x 1 convolution over the states, batch norm, GELU, mixtures one by one."""
+
+    def __init__(self, num_states: int, times: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(num_states, times, 1), nn.BatchNorm2d(times)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return nn.functional.gelu(self.norm(self.conv(states))).flatten(1, 2)
+
+
+def test_fused_states_are_the_predecessors_without_padding() -> None:
+    torch.manual_seed(0)
+    model, theirs = encoder("wav2vec2", fused_states=3, fusion_times=2), GeluConv(3, 2)
+    theirs.load_state_dict(model.fusion.state_dict())
+    rows, lengths = audio(SECONDS, SECONDS)
+    states = torch.stack(build("wav2vec2")(rows, output_hidden_states=True).hidden_states[-3:], dim=1)
+    for mode in (True, False):
+        theirs.train(mode)
+        model.fusion.train(mode)  # the encoder itself without dropout
+        hidden, frames = model(rows, lengths)
+        in_turn = hidden.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
+        torch.testing.assert_close(in_turn, theirs(states), rtol=1e-4, atol=1e-4)
+    assert frames.tolist() == [2 * states.size(2)] * 2
+    torch.testing.assert_close(model.fusion.norm.running_mean, theirs.norm.running_mean)
+
+
+@torch.no_grad()
+def test_statistics_of_fused_states_are_of_valid_frames() -> None:
+    rows, lengths = audio(3 * SECONDS, 2 * SECONDS)
+    model = encoder("wav2vec2", fused_states=2)
+    model.fusion.train()
+    once, frames = model(rows, lengths)
+    longer, _ = model(nn.functional.pad(rows, (0, SECONDS), value=7.0), lengths)
+    for row, count in enumerate(frames.tolist()):
+        torch.testing.assert_close(longer[row, :count], once[row, :count], rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="fused_states=5 must be at most 4"):
+        encoder("wav2vec2", fused_states=5)
+    with pytest.raises(ValueError, match="hidden_state=2 must be -1"):
+        encoder("wav2vec2", fused_states=2, hidden_state=2)
+
+
+@pytest.mark.parametrize("kind", ["wavlm", "whisper"])
+def test_a_new_encoder_is_ready_to_train(kind: str) -> None:
+    model = load_speech_encoder(PretrainedSpeechConfig(path=directory_of(kind)))
+    assert all(module.training for module in model.modules() if isinstance(module, nn.Dropout))
+    assert all(layer.training for layer in model.blocks())
+
+
+def test_weights_of_half_precision_become_fp32(tmp_path: Path) -> None:
+    path = save(build("wav2vec2").bfloat16(), tmp_path / "half")
+    model = load_speech_encoder(PretrainedSpeechConfig(path=str(path)))
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}

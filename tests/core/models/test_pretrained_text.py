@@ -60,10 +60,18 @@ def test_every_parameter_of_a_trained_one_has_a_gradient(kind: str, hidden_state
     assert len(model.blocks()) == (3 if hidden_state == -1 else 2)
 
 
-def test_more_tokens_than_positions_are_refused() -> None:
-    tokens: Tensor = torch.full((1, 41), 5)
-    with pytest.raises(ValueError, match="41 tokens are more than the 40 positions"):
-        frozen("bert").features(tokens, torch.tensor([41]))
+@pytest.mark.parametrize(("kind", "positions"), [("bert", 40), ("roberta", 38)])
+def test_more_tokens_than_positions_are_refused(kind: str, positions: int) -> None:
+    tokens: Tensor = torch.full((1, positions + 1), 5)
+    encoder = frozen(kind)
+    assert torch.isfinite(encoder.features(tokens[:, :-1], torch.tensor([positions]))).all()
+    with pytest.raises(ValueError, match=f"{positions + 1} tokens are more than the {positions} positions"):
+        encoder.features(tokens, torch.tensor([positions + 1]))
+
+
+def test_a_new_encoder_is_ready_to_train_and_a_frozen_one_is_not() -> None:
+    assert all(module.training for module in PretrainedText(config("bert", frozen=False)).modules())
+    assert not any(module.training for module in frozen("bert").encoder.modules())
 
 
 def test_a_speech_model_is_refused() -> None:

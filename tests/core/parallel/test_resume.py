@@ -201,7 +201,7 @@ def test_what_does_not_fit_is_refused(strategy: str, tmp_path: Path) -> None:
     first, second = run_on_ranks(attempt, 2)
     assert first == second
     expected = {
-        "sgd": "it lacks optimizer.cube.exp_avg",
+        "sgd": "it lacks optimizer_class.AdamW",
         "other": "it lacks model.again.bias",
         "bomb": "is not opened",
     }

@@ -1,4 +1,4 @@
-"""The time to the end on a synthetic trace, beside the estimator of the CSRef seed, which forgets half of it."""
+"""The time to the end on a synthetic trace, beside CSRef's estimator, which forgets a third of it."""
 
 from collections import deque
 from statistics import fmean, median
@@ -27,8 +27,8 @@ def test_a_lognormal_trace_is_foretold_within_5_percent(seed: int, capsys: pytes
     spent = steps_s + validations_s + checkpoints_s
     total = len(spent)
     eta = Eta(total_steps=total, validate_every=VALIDATE_EVERY, save_every=SAVE_EVERY, min_samples=10)
-    latest: deque[float] = deque(maxlen=100)  # the seed: steps left x the mean of the last 100 iterations
-    ours, seeds = [], []
+    latest: deque[float] = deque(maxlen=100)  # CSRef: steps left x the mean of the last 100 iterations
+    ours, theirs = [], []
     for place in range(total - 1):
         eta.add_step(steps_s[place])
         latest.append(steps_s[place])
@@ -41,11 +41,11 @@ def test_a_lognormal_trace_is_foretold_within_5_percent(seed: int, capsys: pytes
             remaining = eta.remaining_s(place + 1)
             assert remaining is not None
             ours.append(abs(remaining / truth - 1))
-            seeds.append(abs((total - place - 1) * fmean(latest) / truth - 1))
+            theirs.append(abs((total - place - 1) * fmean(latest) / truth - 1))
     with capsys.disabled():
-        print(f"\nETA error, median after 10 %: ours {median(ours):.1%}, the seed's estimator {median(seeds):.1%}")
+        print(f"\nETA error, median after 10 %: ours {median(ours):.1%}, CSRef's estimator {median(theirs):.1%}")
     assert median(ours) <= 0.05
-    assert median(seeds) > 0.25
+    assert median(theirs) > 0.25
 
 
 def test_nothing_is_told_of_too_few_steps() -> None:

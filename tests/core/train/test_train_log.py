@@ -1,4 +1,4 @@
-"""The lines of train.log, as the seed's tools search for them."""
+"""The lines of train.log, as CSRef's tools search for them."""
 
 from pathlib import Path
 

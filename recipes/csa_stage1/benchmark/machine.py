@@ -1,0 +1,73 @@
+"""What a benchmark has to know of the machine that it runs on: the GPUs by nvidia-smi, and a free port."""
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+SMI_TIMEOUT_S = 20.0
+QUERY = ("name", "compute_cap", "uuid", "power.limit", "pcie.link.gen.current", "driver_version")
+COLUMNS = ("gpu_name", "gpu_cc", "gpu_uuid_list", "gpu_power_limit_w", "pcie_gen", "driver_version")  # of the manifest
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """The GPUs that a run here would see, in nvidia-smi's words; `rows` is empty where there are none."""
+
+    rows: Sequence[Sequence[str]]
+
+    @classmethod
+    def seen(cls) -> "Gpus":
+        return cls(ask_nvidia_smi(QUERY) or [])
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, str]) -> "Gpus":
+        """The first GPU that a run of the manifest had."""
+        return cls([[row[column] for column in COLUMNS]] if row["gpu_cc"] else [])
+
+    @property
+    def precision(self) -> str:
+        """bf16 where all GPUs compute in it, fp16 on older ones, fp32 on a CPU."""
+        if not self.rows:
+            return "fp32"
+        return "bf16" if all(float(row[1]) >= 8.0 for row in self.rows) else "fp16"
+
+    def facts(self) -> dict[str, str]:
+        """Of the manifest: of the first GPU, and the identities of all."""
+        if not self.rows:
+            return dict.fromkeys(COLUMNS, "")
+        found = dict(zip(COLUMNS, self.rows[0], strict=True))
+        return found | {"gpu_uuid_list": ";".join(row[2] for row in self.rows)}
+
+
+def ask_nvidia_smi(fields: Sequence[str]) -> list[list[str]] | None:
+    """A row a GPU that CUDA_VISIBLE_DEVICES leaves visible; None where nvidia-smi is missing, fails or hangs."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if shutil.which("nvidia-smi") is None or (visible is not None and visible.strip() in ("", "-1")):
+        return None
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits"]
+    if visible is not None:
+        command.append(f"--id={visible}")
+    try:
+        run = subprocess.run(command, capture_output=True, text=True, timeout=SMI_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if run.returncode != 0:
+        return None
+    rows = [[cell.strip() for cell in line.split(",")] for line in run.stdout.splitlines() if line.strip()]
+    return [row for row in rows if len(row) == len(fields)]
+
+
+def free_port(base: int, *, attempts: int = 500) -> int:
+    """The first port from `base` on that nobody listens on. ValueError if there is none near."""
+    for port in range(base, base + attempts):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise ValueError(f"launch.master_port_base={base}: none of the {attempts} ports from there on is free")

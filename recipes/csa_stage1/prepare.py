@@ -1,0 +1,102 @@
+"""Prepare speech for contrastive training: 16 kHz FLAC without silence at the ends, a TSV, manifests with words.
+
+./launch.sh recipes/csa_stage1/prepare.sub
+python -m recipes.csa_stage1.prepare --config recipes/csa_stage1/tiny_prepare.yaml
+python -m recipes.csa_stage1.prepare prepare.input=[data/LibriSpeech] prepare.output=data/csa prepare.aligner=RUN
+
+The same command goes on where a stop or a kill has left it. Any number of ranks and jobs shares the work.
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from core.config import ConfigError, parse_args, section
+from core.data.shared_work import SharedWork
+from core.optim import OptimConfig
+from core.runfiles import DONE, ExitCode, runs_root
+from core.seeding import generator
+from core.train.checkpoint import CheckpointConfig
+from core.train.loggers import LoggerConfig
+from core.train.run import Outcome, Run, RunConfig, run_job
+from core.train.settings import TrainConfig
+from core.train.stop import StopConfig
+from recipes.csa_stage1.aligner import Aligner
+from recipes.csa_stage1.preparation import SHARDS, Preparation, PrepareConfig
+
+DEFAULT_CONFIG = Path(__file__).parent / "prepare.yaml"
+
+
+@section
+class Config:
+    """What every job's configuration has, and a preparation gives no choice in, are properties."""
+
+    run: RunConfig
+    prepare: PrepareConfig
+
+    @property
+    def train(self) -> TrainConfig:
+        return TrainConfig(max_steps=1)
+
+    @property
+    def optim(self) -> OptimConfig:
+        return OptimConfig(lr=1.0)
+
+    @property
+    def checkpoint(self) -> CheckpointConfig:
+        return CheckpointConfig()
+
+    @property
+    def stop(self) -> StopConfig:
+        return StopConfig()
+
+    @property
+    def loggers(self) -> LoggerConfig:
+        return LoggerConfig()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    config = parse_args(Config, argv=argv, prog="prepare", description=__doc__, default_config=DEFAULT_CONFIG)
+    done = runs_root() / config.run.name / DONE
+    if done.exists():
+        try:
+            preparation = Preparation.open(config.prepare)
+            preparation.check()
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return ExitCode.CONFIG
+        if not preparation.is_finished():
+            print(f"{preparation.output} is not whole, or is to be made anew: going on")
+            done.unlink(missing_ok=True)
+    return run_job(config, partial(prepare, config))
+
+
+def prepare(config: Config, run: Run) -> Outcome:
+    """All clips, as far as there is time, then what lists them."""
+    preparation = Preparation.open(config.prepare)
+    add_words = None
+    if config.prepare.aligner is not None:
+        add_words = Aligner.open(runs_root() / config.prepare.aligner, ranks=run.ranks)
+    problem = run.ranks.from_first(_begin(preparation) if run.ranks.is_first else None)
+    if problem is not None:
+        raise ConfigError([problem])
+    rng = generator(run.seed, "prepare", run.token, run.ranks.rank)
+    work = SharedWork(preparation.output / SHARDS / "claims", ranks=run.ranks, stops=run.stops, rng=rng)
+    done = preparation.shards(work, add_words=add_words)
+    done = done and work.by_one("finish", preparation.finish, is_done=preparation.is_finished)
+    if not done:
+        return Outcome(step=0, finished=False, reason=next(filter(None, run.ranks.gather(run.stop.reason))))
+    return Outcome(step=0, finished=True, reason="all clips prepared")
+
+
+def _begin(preparation: Preparation) -> str | None:
+    try:
+        preparation.begin()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
