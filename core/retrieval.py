@@ -80,7 +80,7 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """The mean of (Q,) values lies in this interval, by drawing the queries anew with replacement (Efron 1979)."""
     counts, drawn = len(values), generator(seed, "bootstrap")
-    means = np.array([values[drawn.integers(0, counts, counts)].mean() for _ in range(num_samples)])
+    means = [values[drawn.integers(0, counts, counts)].mean() for _ in range(num_samples)]
     low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
 

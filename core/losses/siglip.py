@@ -77,7 +77,6 @@ class _Ring(torch.autograd.Function):
         ctx: Any, speech: Tensor, text: Tensor, scale: Tensor, bias: Tensor, keys: Tensor, hops: _Hops
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.hops = hops
-        own = torch.linalg.vecdot(speech, text)  # (n,)
         total = speech.new_zeros(())
         nearest_text = speech.new_full((len(speech),), -torch.inf)  # of those that are not its own
         block, block_keys = hops.padded(text), hops.padded(keys)
@@ -85,12 +84,12 @@ class _Ring(torch.autograd.Function):
         for hop, size in enumerate(hops.sizes):
             cosines = speech @ block[:size].t()  # (n, m)
             if hop == 0:
+                own = cosines.diagonal()
+                total = total + F.softplus(-torch.addcmul(bias, own, scale)).sum()
                 ctx.save_for_backward(speech, text, scale, bias, keys, cosines)
             is_equal = keys[:, None] == block_keys[:size]
             others = cosines.masked_fill(is_equal, -torch.inf)
             total = total + F.softplus(torch.addcmul(bias, others, scale)).sum()  # 0 of a pair that is left out
-            if hop == 0:
-                total = total + F.softplus(-torch.addcmul(bias, own, scale)).sum()
             if 0 not in others.shape:
                 nearest_text = torch.maximum(nearest_text, others.amax(1))
                 nearest_speech[:size] = torch.maximum(nearest_speech[:size], others.amax(0))
@@ -103,9 +102,10 @@ class _Ring(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hops, upstream = ctx.hops, gradients[0]
         speech, text, scale, bias, keys, own_cosines = ctx.saved_tensors
-        d_own = -upstream * torch.sigmoid(-torch.addcmul(bias, torch.linalg.vecdot(speech, text), scale))  # (n,)
+        own = own_cosines.diagonal()  # (n,)
+        d_own = -upstream * torch.sigmoid(-torch.addcmul(bias, own, scale))
         d_speech = text * (d_own * scale)[:, None]
-        d_scale, d_bias = d_own @ torch.linalg.vecdot(speech, text), d_own.sum()
+        d_scale, d_bias = d_own @ own, d_own.sum()
         blocks = [hops.padded(text), hops.padded(keys)]
         if ctx.needs_input_grad[1]:
             blocks.append(hops.padded(speech * (d_own * scale)[:, None]))

@@ -4,7 +4,7 @@ import logging
 from dataclasses import asdict, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args
 
 import torch
 import torch.distributed as dist
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from core.config import ConfigError, load_section, section
 from core.data.asr_corpus import FEATURE_STATS, VOCABULARY
-from core.data.paired_corpus import PairedCorpus, PairedCorpusConfig
+from core.data.paired_corpus import PairedCorpus, PairedCorpusConfig, Split
 from core.data.stream import LoaderConfig
 from core.distributed import Ranks
 from core.features import FeatureConfig, FeatureStats
@@ -24,6 +24,7 @@ from core.models.hubert import HubertPretraining
 from core.models.hubert_config import HubertConfig
 from core.models.lmu_ctc import LmuCtcConfig, build_lmu_ctc
 from core.models.lmu_speech import LmuSpeech, LmuSpeechConfig
+from core.models.pretrained_speech import PretrainedSpeechConfig
 from core.models.pretrained_text import FrozenText, PretrainedTextConfig
 from core.optim import OptimConfig
 from core.parallel.engine import ParallelConfig
@@ -105,6 +106,9 @@ class Config:
         kind, has_run = self.model.speech.kind, self.pretrained is not None
         if has_run and kind == "pretrained":
             problems.append("pretrained must be null with model.speech.kind=pretrained: its directory has the weights")
+        mixes = isinstance(self.model.speech, PretrainedSpeechConfig) and self.model.speech.fused_states
+        if self.loss.chunk_pairs is not None and mixes:
+            problems.append("loss.chunk_pairs must be null with model.speech.fused_states: its norm is over the batch")
         if kind == "lmu" and self.data.pairs.normalize:
             problems.append("data.pairs.normalize must be false with model.speech.kind=lmu: it hears audio as recorded")
         zero, layer_drop = self.parallel.zero.stage, _layer_drop(self.model)
@@ -128,7 +132,11 @@ def _layer_drop(model: CsaConfig) -> float:
 
 
 def open_corpus(config: Config, directory: Path, *, ranks: Ranks) -> PairedCorpus:
-    return PairedCorpus.open(config.data, directory, ranks=ranks)
+    """ValueError for what is missing, also in what is only evaluated in the end."""
+    corpus = PairedCorpus.open(config.data, directory, ranks=ranks)
+    for split in get_args(Split):
+        corpus.evaluation_plan(split, config.plan, seed=config.run.seed)
+    return corpus
 
 
 def open_frozen_text(config: Config, *, device: torch.device) -> FrozenText | None:
@@ -196,14 +204,16 @@ def _refuse_differences(there: dict[str, Any], here: dict[str, Any], *, key: str
         raise ValueError(f"pretrained.run={run} has another encoder: {'; '.join(differing)}")
 
 
-def embed(model: nn.Module, batch: Any, frozen: FrozenText | None, rows: slice = slice(None)) -> PairEmbeddings:
+def text_of(batch: Any, frozen: FrozenText | None) -> dict[str, Tensor]:
+    """What the model takes of a batch's texts: their tokens, or what a frozen encoder made of them."""
+    tokens = {"token_ids": batch.token_ids, "num_tokens": batch.num_tokens}
+    return tokens if frozen is None else {"text_features": frozen.features(**tokens)}
+
+
+def embed(model: nn.Module, batch: Any, text: dict[str, Tensor], rows: slice = slice(None)) -> PairEmbeddings:
     """Some pairs of a batch as the model sees them."""
-    token_ids, num_tokens = batch.token_ids[rows], batch.num_tokens[rows]
-    if frozen is None:
-        text: dict[str, Tensor] = {"token_ids": token_ids, "num_tokens": num_tokens}
-    else:
-        text = {"text_features": frozen.features(token_ids, num_tokens)}
-    found: PairEmbeddings = model(batch.audio[rows], batch.num_samples[rows], **text)
+    of_rows = {name: values[rows] for name, values in text.items()}
+    found: PairEmbeddings = model(batch.audio[rows], batch.num_samples[rows], **of_rows)
     return found
 
 
@@ -219,6 +229,6 @@ def contrast(
         kind=config.kind,
     )
     if config.chunk_pairs is None:
-        return loss(embed(model, batch, frozen))
-    encode = partial(embed, model, batch, frozen)
+        return loss(embed(model, batch, text_of(batch, frozen)))
+    encode = partial(embed, model, batch, text_of(batch, frozen))
     return grad_cache_loss(encode, loss, num_rows=len(batch.audio), chunk_rows=config.chunk_pairs, group=group)

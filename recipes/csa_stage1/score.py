@@ -37,7 +37,15 @@ from core.train.errors import said_plainly
 from core.train.report import PREDICTIONS
 from core.train.run import Outcome, Run
 from core.train.trained import load_trained
-from recipes.csa_stage1.assembly import DEFAULT_CONFIG, Config, build_model, embed, open_corpus, open_frozen_text
+from recipes.csa_stage1.assembly import (
+    DEFAULT_CONFIG,
+    Config,
+    build_model,
+    embed,
+    open_corpus,
+    open_frozen_text,
+    text_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +142,8 @@ def collect(
             run.phases.enter("validate")
             if ranks.any(run.stop.reason is not None):
                 return None
-        output = embed(model, batch.to(ranks.device), frozen)
+        batch = batch.to(ranks.device)
+        output = embed(model, batch, text_of(batch, frozen))
         scale = float(output.log_scale.clamp(max=MAX_LOG_SCALE).exp())
         rows = {"speech": output.speech, "text": output.text, "keys": batch.text_keys, "num_samples": batch.num_samples}
         for name, values in rows.items():
@@ -143,15 +152,15 @@ def collect(
         texts += batch.texts
     if run is not None:
         run.phases.enter("outside")
-    text_of = {one: text for share in ranks.gather(list(zip(sample_ids, texts, strict=True))) for one, text in share}
-    order = {sample_id: place for place, sample_id in enumerate(sorted(text_of))}
+    said_in = {one: text for share in ranks.gather(list(zip(sample_ids, texts, strict=True))) for one, text in share}
+    order = {sample_id: place for place, sample_id in enumerate(sorted(said_in))}
     positions = np.array([order[sample_id] for sample_id in sample_ids], dtype=np.int64)
     whole = {
         name: in_order(ranks, positions, np.concatenate(parts), num_rows=len(order)) for name, parts in columns.items()
     }
     return Gallery(
         sample_ids=list(order),
-        texts=[text_of[sample_id] for sample_id in order],
+        texts=[said_in[sample_id] for sample_id in order],
         speech=whole["speech"],
         text=whole["text"],
         keys=whole["keys"],

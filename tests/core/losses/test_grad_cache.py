@@ -66,11 +66,11 @@ def test_dropout_is_drawn_once(chunk_rows: int) -> None:
 
 
 class Deep(nn.Module):
-    """Sixteen layers of width 64: activations of 16 x 64 numbers a row, beside which embeddings are small."""
+    """Eight layers of width 32: activations of 8 x 32 numbers a row, beside which embeddings are small."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Tanh()) for _ in range(16)))
+        self.layers = nn.Sequential(*(nn.Sequential(nn.Linear(32, 32), nn.Tanh()) for _ in range(8)))
         self.log_scale = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> PairEmbeddings:
@@ -101,7 +101,7 @@ class _Kept:
 
 def activation_bytes(num_rows: int, chunk_rows: int) -> int:
     """The most that encoding keeps at any time of a loss and its backward."""
-    model, x = Deep(), torch.randn(num_rows, 64)
+    model, x = Deep(), torch.randn(num_rows, 32)
     live = LiveBytes(model)
 
     def encode(rows: slice) -> PairEmbeddings:
@@ -115,5 +115,5 @@ def activation_bytes(num_rows: int, chunk_rows: int) -> int:
 
 def test_4096_pairs_need_the_activations_of_one_chunk() -> None:
     small, large, whole = activation_bytes(64, 64), activation_bytes(4096, 64), activation_bytes(4096, 4096)
-    assert large == small > 16 * 64 * 64 * 4
+    assert large == small > 8 * 32 * 64 * 4
     assert whole > 60 * large

@@ -16,6 +16,7 @@ from core.optim import OptimConfig
 from core.parallel.engine import ParallelConfig, build_engine
 from core.parallel.zero import ZeroConfig
 from core.parameters import ThawConfig
+from core.unpickling import check_torch_file
 from tests.core.parallel.toy import (
     CUT,
     MAX_NORM,
@@ -161,6 +162,20 @@ def test_what_thaws_later_at_stage_0() -> None:
 
     for found, expected in run_on_ranks(both, 2):
         assert_close(found, expected)
+
+
+def test_of_what_deepspeed_itself_saves_the_weights_may_be_opened(tmp_path: Path) -> None:
+    """Our checkpoints have another form; these are the predecessor's."""
+
+    def save(ranks: Ranks) -> None:
+        engine = built(ranks, "deepspeed 1")
+        update(engine, ranks, ([range(0, 12)],), 0)
+        engine.model.save_checkpoint(tmp_path, tag="iter_1", client_state={"step": 1})
+
+    run_on_ranks(save, 1)
+    check_torch_file(tmp_path / "iter_1" / "mp_rank_00_model_states.pt")
+    with pytest.raises(ValueError, match=r"refused: deepspeed\.runtime\.fp16\.loss_scaler\.LossScaler"):
+        check_torch_file(tmp_path / "iter_1" / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
 
 
 def test_settings_of_other_strategies_are_named(caplog: pytest.LogCaptureFixture) -> None:

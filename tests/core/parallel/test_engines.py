@@ -1,13 +1,16 @@
 """Every strategy makes the same updates: those of one process on the full batch, with clipping, however it is cut."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from core.distributed import Ranks
 from core.optim import OptimConfig
+from core.parallel.dcp_files import read_metadata
 from core.parallel.engine import Engine
 from core.parameters import FreezeConfig, freeze
 from tests.core.parallel.toy import (
@@ -29,6 +32,7 @@ from tests.core.parallel.toy import (
     loss_sum,
     numbers,
     reference,
+    toy,
     update,
 )
 from tests.ranks import run_on_ranks
@@ -122,18 +126,39 @@ def test_a_step_that_is_discarded_leaves_no_trace(strategy: str) -> None:
 
 
 @every_strategy
-def test_bf16_is_close_and_keeps_fp32_parameters(strategy: str) -> None:
-    for found in run_on_ranks(lambda ranks: history(ranks, strategy, CUT, precision="bf16"), 2):
+def test_bf16_is_close_and_keeps_fp32_parameters_and_states(strategy: str, tmp_path: Path) -> None:
+    def train(ranks: Ranks) -> History:
+        engine = built(ranks, strategy, ADAMW, precision="bf16")
+        update(engine, ranks, CUT, 0)
+        engine.save(tmp_path / "w").result(60)
+        return history(ranks, strategy, CUT, precision="bf16")
+
+    for found in run_on_ranks(train, 2):
         expected = reference()
         assert_close(found, expected, rel=0.03)
         assert found.losses != expected.losses
         assert all(value.dtype == torch.float32 for value in found.parameters.values())
+    saved = read_metadata(tmp_path / "w").state_dict_metadata
+    assert {"model.first.weight", "optimizer.first.weight.exp_avg"} <= saved.keys()
+    assert {entry.properties.dtype for entry in saved.values()} == {torch.float32}  # type: ignore[union-attr]
 
 
 def test_fp16_on_a_cpu_is_refused() -> None:
     for strategy in STRATEGIES:
         with pytest.raises(ValueError, match=r"parallel\.precision=fp16 needs a GPU"):
             built(ALONE, strategy, precision="fp16")
+
+
+def test_fsdp2_shards_each_block_and_then_the_rest() -> None:
+    def sharded(ranks: Ranks) -> tuple[list[str], dict[str, str]]:
+        model = toy()
+        built(ranks, "fsdp2", model=model)
+        units = [name for name, module in model.named_modules() if isinstance(module, FSDPModule)]
+        return units, {name: type(p).__name__ for name, p in model.named_parameters()}
+
+    for units, kinds in run_on_ranks(sharded, 2):
+        assert units == ["", "layers.0", "layers.1"]
+        assert set(kinds.values()) == {"DTensor"}
 
 
 def test_fsdp2_alone_is_refused() -> None:
@@ -237,7 +262,8 @@ def test_unused_and_frozen_parameters_and_dataclasses(strategy: str) -> None:
     """A parameter without a gradient counts as one whose gradient is 0, on all stages alike."""
 
     def train(ranks: Ranks) -> dict[str, Tensor]:
-        engine = built(ranks, strategy, UNUSUAL, model=unusual())
+        zero = replace(STRATEGIES[strategy].zero, wall_clock_breakdown=True)  # it minds where backward begins
+        engine = built(ranks, strategy, UNUSUAL, model=unusual(), zero=zero)
         for step in range(3):
             x, y = full_batch(step)
             rows = WHOLE[ranks.dp_rank][0]
