@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from core.distributed import Ranks
 from core.optim import OptimConfig
 from core.parallel.clipping import clip_gradients
-from core.parallel.deepspeed_library import import_deepspeed, show_tensors_in_dataclasses, show_times, zero_optimizer
+from core.parallel.deepspeed_library import import_deepspeed, show_tensors_in_dataclasses, zero_optimizer
 from core.parallel.engine import ParallelConfig
 from core.parallel.loss_scale import LossScale
 from core.parallel.thawing import Thawing
@@ -51,10 +51,7 @@ class DeepSpeedEngine:
             optimizer=zero_optimizer(model, optim, config.zero, ranks=ranks),
             config=library_config(config.zero, max_norm=optim.max_norm, num_trained=num_trained),
         )
-        if config.zero.wall_clock_breakdown:
-            show_times()
-        if self._stage == 3:
-            show_tensors_in_dataclasses(model)
+        show_tensors_in_dataclasses(self._engine, stage=self._stage)
         self.model: nn.Module = self._engine
         if self._stage:
             kind = {"adamw": "AdamW", "adam": "Adam", "sgd": "SGD"}[optim.name]

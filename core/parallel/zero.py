@@ -27,7 +27,7 @@ class ZeroConfig:
     `adam`: deepspeed is its own kernel, built at first use, or an error; torch needs nothing; auto takes DeepSpeed's
     where there is a GPU and it can be built. SGD, and stage 0, are always torch's.
     `offload_optimizer`: its states and its work on the host. `communication`: what gradients travel in.
-    `wall_clock_breakdown`: DeepSpeed logs the times that it measures, which makes the host wait.
+    `wall_clock_breakdown`: DeepSpeed prints the times that it measures, for which the host waits.
     """
 
     stage: Literal[0, 1, 2, 3] = 0

@@ -114,10 +114,16 @@ class ZeroTensors:
         """A state of the size of the flat tensor is dealt like it; a number, such as the step, becomes a tensor."""
         found: dict[str, Tensor | FlatShard] = {}
         base = self._base()
+        numbers: dict[tuple[Tensor, str], float] = {}  # each waits for the device once
         for piece in self._pieces():
             for key, value in base.state.get(piece.flat, {}).items():
-                is_flat = isinstance(value, Tensor) and value.shape == piece.flat.shape
-                found[f"optimizer.{piece.name}.{key}"] = piece.of(value) if is_flat else torch.tensor(float(value))
+                name, place = f"optimizer.{piece.name}.{key}", (piece.flat, key)
+                if isinstance(value, Tensor) and value.shape == piece.flat.shape:
+                    found[name] = piece.of(value)
+                    continue
+                if place not in numbers:
+                    numbers[place] = float(value)
+                found[name] = torch.tensor(numbers[place])
         return found
 
     def _base(self) -> Optimizer:

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = parse_args(BenchConfig, argv=words, prog=f"bench {verb or '|'.join(VERBS)}", description=__doc__,
                             default_config=DEFAULT_CONFIG)  # fmt: skip
         if verb == "summarize":
-            return _summarize(config)
+            return _summarize(runs_root() / config.name)
         if verb == "diagnose":
             return _diagnose(config)
         if not verb:
@@ -67,8 +67,8 @@ def _bench(config: BenchConfig, modes: Sequence[Mode]) -> int:
         try:
             for suite in suites:
                 codes.append(run_here(suite, stop))
-        finally:  # after Ctrl-C, and when the disk is full, too
-            _say(summarize(suites[0].directory)["best_group"], suites[0].directory)
+        finally:  # after Ctrl-C, too
+            _summarize(suites[0].directory)
     return max(codes)
 
 
@@ -81,12 +81,20 @@ def _task(words: Sequence[str]) -> int:
         try:
             return work(suite, run, stop)
         finally:
-            summarize(suite.directory)
+            _summarize(suite.directory)
 
 
-def _summarize(config: BenchConfig) -> int:
-    content = summarize(runs_root() / config.name)
-    _say(content["best_group"], runs_root() / config.name)
+def _summarize(directory: Path) -> int:
+    """A summary that cannot be written takes nothing from the runs: it can be made anew."""
+    try:
+        best = summarize(directory)["best_group"]
+    except OSError as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        logger.error("the summary cannot be written: %s; make it anew with the verb summarize", error)
+        return int(ExitCode.STORAGE)
+    logger.info("best: %s", best or "no group has a good run yet")
+    logger.info("see %s", directory / "summary.md")
     return int(ExitCode.DONE)
 
 
@@ -97,11 +105,6 @@ def _diagnose(config: BenchConfig) -> int:
             measured = f"{one.points} points, slope {one.slope:g}, drift {one.drift:g}"
             logger.info("%s: %s: %s (%s) %s", name, one.series, one.verdict, measured, one.reason)
     return int(any(one.verdict == LEAK for found in findings.values() for one in found))
-
-
-def _say(best: str | None, directory: Path) -> None:
-    logger.info("best: %s", best or "no group has a good run yet")
-    logger.info("see %s", directory / "summary.md")
 
 
 if __name__ == "__main__":

@@ -169,7 +169,7 @@ def test_the_last_attempt_counts_and_a_torn_row_costs_only_itself(tmp_path: Path
     for attempt, status in ((1, "failed"), (2, "ok")):
         append_row(tmp_path, {**place, "attempt": attempt, "status": status}, beside=tmp_path, retries=0)
     with (tmp_path / MANIFEST).open("a") as file:
-        file.write("ab\ttorn")
+        file.write('ab\t"torn')
     append_row(tmp_path, {**place, "group": "h", "attempt": 1, "status": "ok"}, beside=tmp_path, retries=0)
     assert [(row["group"], row["attempt"]) for row in read_rows(tmp_path)] == [("g", "1"), ("g", "2"), ("h", "1")]
     assert [(row["group"], row["status"]) for row in latest_rows(tmp_path)] == [("g", "ok"), ("h", "ok")]

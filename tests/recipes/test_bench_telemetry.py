@@ -170,8 +170,9 @@ def test_iterations_that_become_slower(slower: float, verdict: str, tmp_path: Pa
     }
     for step in range(100):
         iter_s = 0.5 * (1 + (slower - 1) * step / 100)
+        at = f"2026-01-01T00:{step // 10:02d}:{step % 10 * 6:02d}Z"
         timing = {**quantiles, "step_s_p50": iter_s, "step_s_p90": iter_s}
-        place = {"phase": "train", "step": step, "token": 1, "link": 1, "time": "2026-01-01T00:00:00Z"}
+        place = {"phase": "train", "step": step, "token": 1, "link": 1, "time": at}
         append_record(tmp_path / METRICS, {**place, **timing})
     assert the_only(diagnose(tmp_path, LeakConfig())).verdict == verdict
 

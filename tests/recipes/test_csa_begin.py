@@ -97,6 +97,7 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(folder / "wav2vec2", folder / name)
     (folder / "without_weights" / "model.safetensors").unlink()
     shutil.copyfile(folder / "bert" / "model.safetensors", folder / "of_another" / "model.safetensors")
+    write_manifest([], folder / "nothing.jsonl")
     csa_runs.write_config(
         folder / "corpus",
         speech=f"    kind: pretrained\n    path: {folder}/wav2vec2\n",
@@ -130,6 +131,7 @@ def test_a_frozen_text_encoder_is_in_no_checkpoint(directories: Path, tmp_path: 
         (["parallel.precision=fp16"], "parallel.precision=fp16 needs a GPU; use fp32 or bf16 on a CPU"),
         (["plan.max_cuts=31", "plan.max_duration_s=60"], "30 cuts, and each micro-batch takes 31 different ones"),
         (["data.train={0}/missing.jsonl"], "missing.jsonl"),
+        (["data.test={0}/nothing.jsonl"], "source 'test' has no rows; prepare its manifest again"),
         (["data.pcm_cache=true"], "prepare"),
         (["pretrained.run=tiny1"], "pretrained must be null with model.speech.kind=pretrained"),
     ],

@@ -1,6 +1,6 @@
 """The configurations of both iterations: complete, with the published numbers, and checked where keys must agree."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -75,6 +75,19 @@ def test_the_published_numbers_of_fine_tuning(
     }
     late = late_parameters(fine_tuned, optim.thaw)
     assert len(late) + len(frozen) + 2 == len(list(fine_tuned.parameters())), "all but the head"
+
+
+@pytest.mark.parametrize(("name", "pretraining"), [
+    ("finetune", "config"), ("finetune_fairseq", "config"), ("finetune_tiny", "tiny"),
+])  # fmt: skip
+def test_what_is_fine_tuned_is_what_was_pretrained(name: str, pretraining: str) -> None:
+    folder = RECIPES / "hubert_iter2"
+    begun = load(finetune_assembly.Config, folder / f"{name}.yaml")
+    pretrained = load(iter2.Config, folder / f"{pretraining}.yaml")
+    assert begun.pretrained is not None and begun.pretrained.run == pretrained.run.name
+    ours, theirs = asdict(begun.model), asdict(pretrained.model)
+    assert {key for key in ours if ours[key] != theirs[key]} <= finetune_assembly.REGULARIZATION
+    assert begun.data.normalize == pretrained.data.crop.normalize
 
 
 @pytest.mark.parametrize("size", ["large", "xlarge"])

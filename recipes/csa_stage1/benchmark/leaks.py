@@ -54,9 +54,9 @@ def diagnose(run_dir: Path, config: LeakConfig) -> list[Finding]:
         findings.append(
             _memory("host memory", held, config, slope=config.host_mib_per_min, drift=config.host_drift_mib)
         )
-    iterations = [point["iter_ms_p50"] for point in points.timing_points(train)]
-    if iterations:
-        findings.append(_iterations(iterations, config))
+    timed = [record for record in train if record.get("step_s_p50") is not None]
+    if timed:
+        findings.append(_iterations(timed, config))
     return findings
 
 
@@ -64,8 +64,12 @@ def _is_training(sample: Mapping[str, str], train: Sequence[Mapping[str, Any]]) 
     """Whether a sample lies between the first and the last record: before, libraries are loaded; after, reports."""
     if not train:
         return True
-    begin, end = (datetime.fromisoformat(train[place]["time"]).timestamp() for place in (0, -1))
+    begin, end = _epoch_s(train[0]), _epoch_s(train[-1])
     return begin <= float(sample["epoch_sec"]) <= end + 1  # records have whole seconds
+
+
+def _epoch_s(record: Mapping[str, Any]) -> float:
+    return datetime.fromisoformat(record["time"]).timestamp()
 
 
 def as_records(findings: Sequence[Finding]) -> list[dict[str, Any]]:
@@ -92,14 +96,16 @@ def _memory(
     return Finding(name, LEAK if reasons else FLAT, *measured, "; ".join(reasons))
 
 
-def _iterations(iter_ms: Sequence[float], config: LeakConfig) -> Finding:
-    values = np.array(iter_ms[int(len(iter_ms) * config.warmup_share) :])
-    if len(values) < LEAST_POINTS:
-        return Finding("iteration", TOO_SHORT, len(values), 0.0, 0.0, 0.0, 0.0)
+def _iterations(timed: Sequence[Mapping[str, Any]], config: LeakConfig) -> Finding:
+    kept = timed[int(len(timed) * config.warmup_share) :]
+    values = np.array([record["step_s_p50"] for record in kept])
+    minutes = round((_epoch_s(kept[-1]) - _epoch_s(kept[0])) / 60, 2)
+    if len(values) < LEAST_POINTS or minutes < config.min_minutes:
+        return Finding("iteration", TOO_SHORT, len(values), minutes, 0.0, 0.0, 0.0)
     slope, _, r2 = _line(np.linspace(0, 1, len(values)), values / values.mean())
     drift = _drift(values) / float(values.mean())
     reason = f"ends {drift:.0%} slower, more than {config.iter_drift:.0%}" if drift > config.iter_drift else ""
-    measured = (len(values), 0.0, round(slope, 4), round(r2, 4), round(drift, 4))
+    measured = (len(values), minutes, round(slope, 4), round(r2, 4), round(drift, 4))
     return Finding("iteration", LEAK if reason else FLAT, *measured, reason)
 
 

@@ -81,13 +81,7 @@ def latest_rows(suite: Path) -> list[Row]:
 
 def note_skipped(suite: Path, *, mode: str, group: str, repeat: int, reason: str) -> None:
     """A run that was not done, and why."""
-    row = {
-        "mode": mode,
-        "group": group,
-        "repeat": repeat,
-        "reason": reason,
-        "time": now(),
-    }
+    row = {"mode": mode, "group": group, "repeat": repeat, "reason": reason, "time": now()}
     with locked(suite):
         _append(suite / SKIPPED, SKIPPED_COLUMNS, [row])
 
@@ -115,7 +109,8 @@ def read_table(path: Path, *, separator: str = ",") -> list[Row]:
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.reader(file, delimiter=separator)
+        quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+        reader = csv.reader(file, delimiter=separator, quoting=quoting)
         columns = next(reader, [])
         return [dict(zip(columns, cells, strict=True)) for cells in reader if len(cells) == len(columns)]
 
@@ -171,7 +166,8 @@ def _text(columns: Sequence[str], rows: Sequence[Mapping[str, object]], separato
 
 
 def _cell(value: object, separator: str) -> str:
-    """One line, without the separator: quoted where a comma needs it."""
+    """One line; quoted where a comma needs it. No tab is left in it, so that a torn row of a TSV ends at its line."""
     text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
     text = " ".join(text.split())
-    return f'"{text.replace(chr(34), chr(34) * 2)}"' if separator in text or '"' in text else text
+    needs_quotes = separator == "," and ("," in text or '"' in text)
+    return f'"{text.replace(chr(34), chr(34) * 2)}"' if needs_quotes else text

@@ -30,9 +30,9 @@ from recipes.csa_stage1.benchmark.settings import ROOT, BenchConfig, Mode
 logger = logging.getLogger(__name__)
 
 STOPPED = "STOPPED"
-INTERRUPTED_CODE = 130
+INTERRUPTED_CODE = 130  # of a bench that got Ctrl-C
 # Settings that may change while a suite is under way: its runs stay comparable.
-FREE = ("launch", "watch", "telemetry", "leaks", "resume", "stop_on_error", "manifest_write_retries", "rank_by",
+FREE = ("launch.master_port_base", "watch", "telemetry", "leaks", "resume", "stop_on_error", "manifest_write_retries", "rank_by",
         "baseline_group", "tail_timing_points")  # fmt: skip
 
 
@@ -77,17 +77,17 @@ class Suite:
 def run_here(suite: Suite, stop: StopRequest) -> int:
     """All runs that are not finished, one after another; the exit code. What is left out is noted with the reason."""
     (suite.directory / STOPPED).unlink(missing_ok=True)
-    num_failed = 0
+    codes: set[int] = set()
     for run in suite.runs:
-        if stop:
-            _skip(suite, run, "interrupted before it began")
-        else:
-            num_failed += work(suite, run, stop) not in (ExitCode.DONE, INTERRUPTED_CODE)
-    return INTERRUPTED_CODE if stop else int(bool(num_failed))
+        codes.add(_skip(suite, run, "interrupted before it began") if stop else work(suite, run, stop))
+    if stop:
+        return INTERRUPTED_CODE
+    unfinished = codes - {ExitCode.DONE}
+    return int(ExitCode.BUG) if unfinished - {ExitCode.CONTINUE} else max(unfinished, default=int(ExitCode.DONE))
 
 
 def work(suite: Suite, run: PlannedRun, stop: StopRequest) -> int:
-    """One run, if it is to be done: 0 once it is finished, else the exit code of its attempt."""
+    """One run, if it is to be done: 0 once it is finished, 75 if it was interrupted, else what its attempt ended with."""
     folder = suite.folder(run)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder) as is_alone:
@@ -109,7 +109,7 @@ def work(suite: Suite, run: PlannedRun, stop: StopRequest) -> int:
     if ended.status == OK:
         return int(ExitCode.DONE)
     if ended.status == attempts.INTERRUPTED:
-        return INTERRUPTED_CODE
+        return int(ExitCode.CONTINUE)
     logger.error("%s", attempts.tail(attempt.directory / attempts.LOG, suite.config.watch.failure_dump_tail))
     if suite.config.stop_on_error:
         write_whole(stopped, f"{run.name} {ended.status}: {ended.reason}\n")

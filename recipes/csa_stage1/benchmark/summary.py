@@ -33,8 +33,8 @@ def summarize(suite: Path) -> Mapping[str, Any]:
     configs: dict[str, BenchConfig] = {mode: load(BenchConfig, suite / f"bench_{mode}.yaml") for mode in begun}
     config = configs[begun[-1]]
     planned = [run for mode in begun for run in planned_runs(configs[mode], mode)]
-    rows = latest_rows(suite)
-    figures = [kpis.run_figures(configs[row["mode"]], row) for row in rows if row["mode"] in configs]
+    rows = [row for row in latest_rows(suite) if row["mode"] in configs]
+    figures = [kpis.run_figures(configs[row["mode"]], row) for row in rows]
     groups = kpis.group_figures(figures, baseline=config.baseline_group)
     order = kpis.ranked(groups, by=config.rank_by)
     findings = {_name(row): diagnose(Path(row["run_dir"]), config.leaks) for row in rows}
