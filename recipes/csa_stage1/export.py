@@ -92,7 +92,7 @@ def _save_speech(model: CsaModel, directory: Path, config: Config) -> None:
     if isinstance(encoder, HubertSpeech):
         save_huggingface(encoder.model, directory)
     else:
-        encoder.model.save_pretrained(directory)
+        save_form(encoder.model, directory)
     _preprocessor(encoder, normalize=config.data.pairs.normalize).save_pretrained(directory)
 
 
@@ -102,7 +102,7 @@ def _save_text(model: CsaModel, directory: Path, config: Config, *, run: Path) -
     if encoder is None:
         return
     if isinstance(encoder, PretrainedText):
-        encoder.model.save_pretrained(directory)
+        save_form(encoder.model, directory)
     else:
         _save_own(encoder, directory, config.model.text)
     tokenizer = config.data.tokenizer
@@ -112,6 +112,17 @@ def _save_text(model: CsaModel, directory: Path, config: Config, *, run: Path) -
         AutoTokenizer.from_pretrained(tokenizer.directory, local_files_only=True).save_pretrained(directory)
     elif tokenizer.kind == "characters":
         shutil.copyfile(run / VOCABULARY, directory / VOCABULARY)
+
+
+def save_form(model: Any, directory: Path) -> None:
+    """Of a model of Hugging Face. ValueError where what is left of it is none."""
+    norms = [getattr(module, name, None) for module in model.modules() for name in ("layer_norm", "final_norm")]
+    if any(isinstance(norm, nn.Identity) for norm in norms):
+        raise ValueError(
+            f"{type(model).__name__} with hidden_state below the last has lost the norm after its layers: Hugging Face "
+            "has no such model; export one that was trained with hidden_state=-1"
+        )
+    model.save_pretrained(directory)
 
 
 def _save_own(encoder: nn.Module, directory: Path, config: Any) -> None:

@@ -130,15 +130,15 @@ def write_config(
     return path
 
 
-def save_wav2vec2(folder: Path) -> Path:
-    """A directory of Hugging Face with a tiny wav2vec 2.0 as the base model is, at random."""
+def save_wav2vec2(folder: Path, **options: Any) -> Path:
+    """A directory of Hugging Face with a tiny wav2vec 2.0 at random, as the base model is without other `options`."""
     from transformers import Wav2Vec2Config, Wav2Vec2Model
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     convolutions = {"conv_dim": [8, 8, 16], "conv_kernel": [10, 8, 8], "conv_stride": [5, 8, 8]}
     positions = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
-    Wav2Vec2Model(Wav2Vec2Config(**sizes, **convolutions, **positions)).save_pretrained(folder)
+    Wav2Vec2Model(Wav2Vec2Config(**sizes, **convolutions, **positions, **options)).save_pretrained(folder)
     return folder
 
 

@@ -14,6 +14,7 @@ from core.data.asr_corpus import VOCABULARY
 from core.distributed import joined
 from core.models.csa import CsaModel
 from core.models.lmu_speech import LmuSpeech, LmuSpeechConfig
+from core.models.pretrained_speech import PretrainedSpeechConfig, load_speech_encoder
 from core.models.text_encoder import OwnTextConfig, TextEncoder
 from core.runfiles import CONFIG, ExitCode, read_json
 from core.text import CharacterVocabulary
@@ -100,6 +101,20 @@ def test_encoders_of_hugging_face(exported: Exported, tmp_path: Path) -> None:
         cls = bert(**tokens).last_hidden_state[:, 0]
         ours = model.text_encoder(tokens.input_ids, tokens.attention_mask.sum(1))
     torch.testing.assert_close(cls, ours, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_that_lost_its_last_norm_is_refused(tmp_path: Path) -> None:
+    """Hugging Face would put a new one there."""
+    path = csa_runs.save_wav2vec2(tmp_path / "wav2vec2", do_stable_layer_norm=True, feat_extract_norm="layer")
+    cut, whole = (
+        load_speech_encoder(PretrainedSpeechConfig(path=str(path), hidden_state=state)).model for state in (1, -1)
+    )
+    with pytest.raises(ValueError, match="export one that was trained with hidden_state=-1"):
+        export.save_form(cut, tmp_path / "cut")
+    export.save_form(whole, tmp_path / "whole")
+    found = AutoModel.from_pretrained(tmp_path / "whole").eval()
+    with torch.inference_mode():
+        assert torch.equal(found(noise()).last_hidden_state, whole.eval()(noise()).last_hidden_state)
 
 
 def test_an_lmu_has_our_own_form(exported: Exported) -> None:

@@ -109,8 +109,8 @@ def read_table(path: Path, *, separator: str = ",") -> list[Row]:
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-        reader = csv.reader(file, delimiter=separator, quoting=quoting)
+        is_plain = separator == "\t"
+        reader = csv.reader(file, delimiter=separator, quoting=csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL)
         columns = next(reader, [])
         return [dict(zip(columns, cells, strict=True)) for cells in reader if len(cells) == len(columns)]
 

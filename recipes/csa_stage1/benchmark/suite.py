@@ -32,8 +32,10 @@ logger = logging.getLogger(__name__)
 STOPPED = "STOPPED"
 INTERRUPTED_CODE = 130  # of a bench that got Ctrl-C
 # Settings that may change while a suite is under way: its runs stay comparable.
-FREE = ("launch.master_port_base", "watch", "telemetry", "leaks", "resume", "stop_on_error", "manifest_write_retries", "rank_by",
-        "baseline_group", "tail_timing_points")  # fmt: skip
+FREE = (
+    "launch.master_port_base", "watch", "telemetry", "leaks", "resume", "stop_on_error", "manifest_write_retries",
+    "rank_by", "baseline_group", "tail_timing_points",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def run_here(suite: Suite, stop: StopRequest) -> int:
 
 
 def work(suite: Suite, run: PlannedRun, stop: StopRequest) -> int:
-    """One run, if it is to be done: 0 once it is finished, 75 if it was interrupted, else what its attempt ended with."""
+    """One run, if it is to be done: 0 once it is finished, 75 if interrupted, else what its attempt ended with."""
     folder = suite.folder(run)
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(folder) as is_alone:
