@@ -26,6 +26,7 @@ LOCK = ".lock-"  # and the user: where a folder of runs is shared, everyone has 
 GIT_TIMEOUT_S = 60.0
 UNUSED_S = 86400.0  # a launch takes its copy first and writes its ledgers later, after sbatch has answered
 CODE = (".py", ".sub", ".sh", ".yaml", ".yml")
+DATA = "data"  # where recipes put what they prepare
 SITE = "slurm/cluster.sh"  # ignored by git, but read by every link
 LEFT_OUT = frozenset((".git", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"))
 
@@ -50,7 +51,7 @@ def take_snapshot(checkout: Path, runs: Path, *, is_dry: bool = False) -> Snapsh
 
     `is_dry`: only say where it would be.
     """
-    contents = _contents(checkout)
+    contents = _with_data(_contents(checkout))
     digest = hashlib.sha256()
     for name in contents.copied:
         digest.update(f"{name}\0{os.access(checkout / name, os.X_OK)}\0".encode())
@@ -109,6 +110,8 @@ def _fill(root: Path, checkout: Path, contents: Contents) -> None:
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(checkout / name, temporary / name)
         for name in contents.linked:
+            if name == DATA and not os.path.lexists(checkout / name):
+                (checkout / name).mkdir()
             (temporary / name).parent.mkdir(parents=True, exist_ok=True)
             (temporary / name).symlink_to((checkout / name).resolve())
         fsync_directory(temporary)
@@ -116,6 +119,13 @@ def _fill(root: Path, checkout: Path, contents: Contents) -> None:
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _with_data(contents: Contents) -> Contents:
+    """`data` is the checkout's also where it is not there yet: what a link writes into a copy goes with the copy."""
+    if any(Path(name).parts[0] == DATA for name in contents.copied + contents.linked):
+        return contents
+    return contents._replace(linked=sorted([*contents.linked, DATA]))
 
 
 def _contents(checkout: Path) -> Contents:

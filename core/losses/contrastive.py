@@ -153,9 +153,7 @@ class _BothWays(torch.autograd.Function):
     """Both directions of one square L: one product of matrices forward and two backward."""
 
     @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, columns: Tensor, is_left_out: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, rows: Tensor, columns: Tensor, is_left_out: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         logits = _logits(rows, columns, is_left_out)  # (N, N)
         of_rows, along_rows, rows_correct = _along(logits, dim=1, first=0)
         of_columns, along_columns, columns_correct = _along(logits, dim=0, first=0)

@@ -59,6 +59,15 @@ def test_what_is_copied_and_what_is_linked(checkout: Path, tmp_path: Path) -> No
     assert (copy / "data/cuts.jsonl").read_text() == "{}", "a relative path means what it means in the checkout"
 
 
+def test_what_a_link_prepares_lies_in_the_checkout(checkout: Path, tmp_path: Path) -> None:
+    """Also where it is the first that has data."""
+    shutil.rmtree(checkout / "data")
+    copy = take_snapshot(checkout, tmp_path / "runs").root
+    (copy / "data/prepared.jsonl").write_text("{}")
+    assert (checkout / "data/prepared.jsonl").read_text() == "{}"
+    assert take_snapshot(checkout, tmp_path / "runs").root == copy
+
+
 def test_an_edit_makes_another_copy_and_leaves_the_first(checkout: Path, tmp_path: Path) -> None:
     first = take_snapshot(checkout, tmp_path / "runs").root
     assert take_snapshot(checkout, tmp_path / "runs").root == first
