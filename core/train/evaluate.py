@@ -12,7 +12,7 @@ from core.train.run import Run
 Score = Callable[[nn.Module, Any], Mapping[str, tuple[Any, Any]]]
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what ZeRO 3 gathers here it keeps for the training that follows
 def evaluate(run: Run, model: nn.Module, batches: Iterable[Any], score: Score) -> dict[str, float] | None:
     """The ratios of what `score(model, batch)` counts; None when a stop came in between.
 

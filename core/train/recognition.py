@@ -83,7 +83,7 @@ def count_errors(model: nn.Module, batch: Any, *, predictions: Predictions) -> M
     }
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode: what ZeRO 3 gathers here it keeps for the training that follows
 def recognize(
     model: nn.Module,
     batches: Iterable[Any],

@@ -111,6 +111,11 @@ class Config:
             problems.append("loss.chunk_pairs must be null with model.speech.fused_states: its norm is over the batch")
         if kind == "lmu" and self.data.pairs.normalize:
             problems.append("data.pairs.normalize must be false with model.speech.kind=lmu: it hears audio as recorded")
+        speech = self.model.speech
+        if isinstance(speech, LmuSpeechConfig) and speech.features.normalize == "corpus" and not has_run:
+            problems.append(
+                "model.speech.features.normalize=corpus needs pretrained, whose statistics it takes; or set utterance"
+            )
         zero, layer_drop = self.parallel.zero.stage, _layer_drop(self.model)
         if self.parallel.strategy == "deepspeed" and zero and layer_drop:
             problems.append(

@@ -118,7 +118,7 @@ def test_a_model_that_lost_its_last_norm_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_lmu_has_our_own_form(exported: Exported) -> None:
-    model, output = exported(speech=csa_runs.LMU, pairs="    normalize: false\n")
+    model, output = exported(speech=csa_runs.LMU.replace("corpus", "utterance"), pairs="    normalize: false\n")
     config = load_section(LmuSpeechConfig, output / "card.json", "model.speech")
     encoder = LmuSpeech(config).eval()
     encoder.load_state_dict(load_file(output / "speech_encoder" / "model.safetensors"))

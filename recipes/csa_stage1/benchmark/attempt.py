@@ -171,8 +171,8 @@ def launch_command(config: BenchConfig, arguments: Sequence[str], *, port: str) 
         return ["srun", sys.executable, *module]
     if config.launch.ranks == 1:
         return [sys.executable, *module]
-    torchrun = ["-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={config.launch.ranks}"]
-    return [sys.executable, *torchrun, "--master-addr=127.0.0.1", f"--master-port={port}", *module]
+    of_ranks = ["-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={config.launch.ranks}"]
+    return [sys.executable, *of_ranks, "--master-addr=127.0.0.1", f"--master-port={port}", *module]
 
 
 def tail(path: Path, num_lines: int) -> str:
