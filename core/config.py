@@ -21,7 +21,7 @@ from core.config_schema import Builder, ConfigError, section
 from core.runfiles import ExitCode
 from core.yaml_source import COMMAND_LINE, Entry, Problem, dump_yaml, read_value, read_yaml
 
-__all__ = ["ConfigError", "diff", "load", "load_section", "parse_args", "section", "to_dict", "to_yaml"]
+__all__ = ["ConfigError", "diff", "load", "parse_args", "section", "to_dict", "to_yaml"]
 
 T = TypeVar("T")
 
@@ -39,23 +39,6 @@ def load(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
         config = Builder(schema, problems).section(schema, root, path="")
     if problems:
         raise ConfigError([str(p) for p in sorted(problems, key=lambda p: (p.source == COMMAND_LINE, p.line))])
-    assert isinstance(config, schema)
-    return config
-
-
-def load_section(schema: type[T], path: Path, name: str) -> T:
-    """The section `name` ("data.features") of a YAML file whose other sections do not matter. Raises ConfigError."""
-    problems: list[Problem] = []
-    entry = read_yaml(path, problems)
-    for key in name.split("."):
-        if not isinstance(entry.value, dict) or key not in entry.value:
-            problems.append(entry.problem(f"{name}: there is no such section"))
-            break
-        entry = entry.value[key]
-    else:
-        config = Builder(schema, problems).section(schema, entry, path=name)
-    if problems:
-        raise ConfigError([str(problem) for problem in problems])
     assert isinstance(config, schema)
     return config
 

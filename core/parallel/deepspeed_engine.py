@@ -24,8 +24,8 @@ from core.parallel.clipping import clip_gradients
 from core.parallel.deepspeed_library import import_deepspeed, show_tensors_in_dataclasses, zero_optimizer
 from core.parallel.engine import ParallelConfig
 from core.parallel.loss_scale import LossScale
+from core.parallel.preparation import COMPUTE_DTYPE, compute_in, prepare_blocks, prepare_update
 from core.parallel.thawing import Thawing
-from core.parallel.torch_engine import COMPUTE_DTYPE, compute_in, prepare_blocks, prepare_update
 from core.parallel.weights import Named, Saved, load_tensors, load_weights, save_tensors, save_weights
 from core.parallel.zero import library_config
 from core.parallel.zero_tensors import ZeroTensors

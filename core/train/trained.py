@@ -13,7 +13,7 @@ from torch import nn
 from core.config import section
 from core.distributed import Ranks
 from core.parallel.engine import Precision
-from core.parallel.torch_engine import COMPUTE_DTYPE, compute_in
+from core.parallel.preparation import COMPUTE_DTYPE, compute_in
 from core.parallel.weights import load_weights
 from core.runfiles import CHECKPOINTS, CONFIG
 from core.train.checkpoint import CheckpointConfig, CheckpointStore

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from core.alignment import ctc_spans
-from core.config import load_section
+from core.config_section import load_section
 from core.data.asr_corpus import FEATURE_STATS, VOCABULARY
 from core.data.paired_speech import place_of
 from core.data.reading import BadSample, read_place

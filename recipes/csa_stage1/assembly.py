@@ -11,7 +11,8 @@ import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 
-from core.config import ConfigError, load_section, section
+from core.config import ConfigError, section
+from core.config_section import load_section
 from core.data.asr_corpus import FEATURE_STATS, VOCABULARY
 from core.data.paired_corpus import PairedCorpus, PairedCorpusConfig, Split
 from core.data.stream import LoaderConfig
@@ -28,7 +29,7 @@ from core.models.pretrained_speech import PretrainedSpeechConfig
 from core.models.pretrained_text import FrozenText, PretrainedTextConfig
 from core.optim import OptimConfig
 from core.parallel.engine import ParallelConfig
-from core.parallel.torch_engine import COMPUTE_DTYPE
+from core.parallel.preparation import COMPUTE_DTYPE
 from core.runfiles import CONFIG, runs_root
 from core.samplers.plan import PlanConfig
 from core.seeding import seed_everything

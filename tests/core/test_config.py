@@ -9,7 +9,8 @@ import pydantic
 import pytest
 import yaml
 
-from core.config import ConfigError, diff, load, load_section, parse_args, section, to_dict, to_yaml
+from core.config import ConfigError, diff, load, parse_args, section, to_dict, to_yaml
+from core.config_section import load_section
 from core.yaml_source import resolve
 
 

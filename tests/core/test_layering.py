@@ -18,6 +18,7 @@ LAYERS = [
     {
         "config",
         "config_schema",
+        "config_section",
         "yaml_source",
         "runfiles",
         "seeding",

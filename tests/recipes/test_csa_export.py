@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, AutoTokenizer
 
-from core.config import load, load_section
+from core.config import load
+from core.config_section import load_section
 from core.data.asr_corpus import VOCABULARY
 from core.distributed import joined
 from core.models.csa import CsaModel

@@ -7,7 +7,7 @@ from core.runfiles import DONE, METRICS, SCORES, ExitCode, read_json, read_recor
 from tests.recipes import csa_runs, runs
 from tests.slurm.conftest import Slurm, lacking
 
-QUICK, SLOW = "0", "1.0"  # seconds a micro-batch: to go on, to have time to break in
+QUICK, SLOW = "0", "4.0"  # seconds a micro-batch: to go on, to have time to break in
 WORDS = (*csa_runs.strategy("zero 2"), "train.max_steps=10", "train.validate_every_steps=5")
 
 

@@ -34,6 +34,7 @@ KEYS: Mapping[str, str] = {
     "eta_mode": "train.timing.eta_mode",
     "eta_min_samples": "train.timing.eta_min_samples",
 }
+TO_THE_END = ("run.link_steps=null", "train.early_stop=null")  # a run does all of its steps, in one go
 AXES = {"zero_stage": "z", "micro_batch": "mb", "num_workers": "w", "prefetch_factor": "p"}  # in a group's name
 NAME = re.compile(r"[A-Za-z0-9._]{1,40}")
 
@@ -107,7 +108,7 @@ def overrides(config: BenchConfig, variant: Variant, gpus: Gpus) -> list[str]:
         "eta_min_samples": timing.eta_min_samples,
     }
     words = [f"{KEYS[axis]}={value}" for axis, value in measured.items()]
-    return [*words, *_shorter_schedule(config), *choices(config, variant, gpus)]
+    return [*words, *TO_THE_END, *_shorter_schedule(config), *choices(config, variant, gpus)]
 
 
 def _shorter_schedule(config: BenchConfig) -> list[str]:
