@@ -113,6 +113,7 @@ def test_every_run_of_the_suites_that_ship_is_a_valid_configuration(mode: str, n
         assert resolved.train.max_steps == suite.max_steps and resolved.parallel.strategy == "deepspeed"
         assert resolved.parallel.zero.stage == (run.variant.zero_stage or 0)
         assert resolved.loader.num_workers == run.variant.num_workers
+        assert resolved.run.link_steps is None and resolved.train.early_stop is None
         if mode == "sweep":
             assert resolved.plan.max_cuts == run.variant.micro_batch
             assert resolved.plan.max_duration_s == run.variant.micro_batch * resolved.plan.max_cut_s

@@ -56,4 +56,4 @@ def test_an_interactive_node_and_what_run_sh_finds_there(slurm: Slurm, monkeypat
     monkeypatch.setenv("SHELL", str(shell))
     said = slurm.ask("slurm/get_interactive_node.sh", "-N", "2", "-G", "3", "-t", "00:05:00", "-p", "urgent")
     assert said.split() == [said.split()[0], "2", "3"] and said.split()[0] in slurm.cluster.nodes
-    assert slurm.queue() == [], "the nodes are given back"
+    slurm.wait_for(lambda: slurm.queue() == [], "the nodes to be given back")
