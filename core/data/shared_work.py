@@ -93,15 +93,15 @@ class SharedWork:
             elif num := sum(one for _, one, _ in reports):
                 num_made, making_s = num_made + num, making_s + round_s
                 left_s = making_s / num_made * len(left)
-                logger.info("%s: %d of %d shards, %.0f s left", what, len(pieces) - len(left), len(pieces), left_s)
+                logger.info("%s: %d of %d pieces, %.0f s left", what, len(pieces) - len(left), len(pieces), left_s)
                 if round_s > LONG_S:
-                    logger.warning("%s: a shard took %.0f s, and a stop waits for it: see shard_hours", what, round_s)
+                    logger.warning("%s: a piece took %.0f s, and a stop waits for it: see shard_hours", what, round_s)
             if self._stops(round_s) and left:
                 return False
         return True
 
     def by_one(self, name: str, make: Callable[[], None], *, is_done: Callable[[], bool]) -> bool:
-        """`make`, by all ranks of the job that comes first; False when stopped while another is at it."""
+        """`make`, called by every rank of the job that comes first; False when stopped while another is at it."""
         while True:
             with self._first_holds(name) as is_ours:
                 is_there, is_ours = self._ranks.from_first((is_done(), is_ours) if self._ranks.is_first else None)

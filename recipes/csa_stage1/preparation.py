@@ -145,8 +145,12 @@ class Preparation:
             ]
             return work.pieces("clips", pieces, is_over=lambda: False)
 
-    def finish(self) -> None:
-        """Manifests, TSV, transcripts, caches; by one rank, once all shards are there."""
+    def lists(self, work: SharedWork) -> bool:
+        """What is made of all shards together, by one rank while the others wait; False when stopped."""
+        return work.pieces("lists", [Piece("finish", self.is_finished, self._finish)], is_over=lambda: False)
+
+    def _finish(self) -> None:
+        """Manifests, TSV, transcripts, caches."""
         skipped: Counter[str] = Counter()
         with appears_whole(self.output / SKIPPED) as file:
             for part in self.parts:

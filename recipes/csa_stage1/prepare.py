@@ -84,7 +84,7 @@ def prepare(config: Config, run: Run) -> Outcome:
     rng = generator(run.seed, "prepare", run.token, run.ranks.rank)
     work = SharedWork(preparation.output / SHARDS / "claims", ranks=run.ranks, stops=run.stops, rng=rng)
     done = preparation.shards(work, add_words=add_words)
-    done = done and work.by_one("finish", preparation.finish, is_done=preparation.is_finished)
+    done = done and preparation.lists(work)
     if not done:
         return Outcome(step=0, finished=False, reason=next(filter(None, run.ranks.gather(run.stop.reason))))
     return Outcome(step=0, finished=True, reason="all clips prepared")

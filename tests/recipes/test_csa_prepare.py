@@ -211,6 +211,7 @@ def test_two_ranks_make_what_one_makes(tmp_path: Path, tree: Path) -> None:
     assert made(tmp_path, [tree])[0] == [ExitCode.DONE]
     codes, text = made(tmp_path / "two", [tree], num_ranks=2)
     assert codes == [ExitCode.DONE] * 2, text
+    assert text.count("skipped 1 clips: silence") == 1, "what all shards give is made by one of the ranks"
     assert products(tmp_path / "out") == products(tmp_path / "two" / "out")
 
 

@@ -160,7 +160,7 @@ def test_by_one_is_done_by_one_while_the_others_wait(tmp_path: Path) -> None:
 def test_a_long_piece_is_said(tmp_path: Path, monkeypatch: Any, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(shared_work, "LONG_S", 0.01)
     work_in(tmp_path).pieces("features", pieces(tmp_path, 1), is_over=lambda: False)
-    assert "features: a shard took 0 s, and a stop waits for it" in caplog.text
+    assert "features: a piece took 0 s, and a stop waits for it" in caplog.text
 
 
 def test_claims_of_different_names_differ(tmp_path: Path) -> None:
