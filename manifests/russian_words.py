@@ -1,4 +1,4 @@
-"""The times of words from the times of phones, for the Russian half of the demo corpus: its labels do not say where one
+"""The times of words from the times of phones, for festvox-ru: its labels do not say where one
 word ends and the next begins.
 
 Letters are laid over phones by the cheapest alignment (edit distance): Russian is written much as it is said, and most
