@@ -1,6 +1,7 @@
 """pipeline.yaml: runs that follow one another, each when the one before is done.
 
 name: hubert
+settings: ["run.device=cpu"]           # of every stage; what a stage sets itself comes after them
 stages:
   - sub: labels.sub                      # relative to this file
   - sub: train.sub
@@ -20,7 +21,7 @@ from launchers.header import NAME, Header, HeaderError, read_header
 from launchers.runs import LaunchError
 from launchers.wish import OVERRIDE
 
-KEYS = {"sub": str, "links": int, "name": str, "settings": list}
+KEYS = {"sub": str, "links": int, "name": str, "settings": object}
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,12 @@ def read_pipeline(path: Path) -> tuple[str, list[Stage]]:
         raise LaunchError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict) or not isinstance(content.get("stages"), list) or not content["stages"]:
         raise LaunchError(f"{path}: expected a name and a list of stages; see launchers/pipeline_file.py")
-    problems = [f"{path}: {key}: unknown key" for key in content if key not in ("name", "stages")]
+    problems = [f"{path}: {key}: unknown key" for key in content if key not in ("name", "settings", "stages")]
     name = content.get("name", path.stem)
     if not isinstance(name, str) or not NAME.fullmatch(name):
         problems.append(f"{path}: name: {name!r}: only letters, digits and . _ - (64 at most)")
+    common = content.get("settings", [])
+    problems += _check_settings(common, where=f"{path}: settings")
     stages: list[Stage] = []
     for number, entry in enumerate(content["stages"]):
         found = _check(entry, where=f"{path}: stages[{number}]")
@@ -64,6 +67,7 @@ def read_pipeline(path: Path) -> tuple[str, list[Stage]]:
             stages.append(stage)
     if problems:
         raise LaunchError("\n".join(problems))
+    stages = [replace(stage, settings=[*common, *stage.settings]) for stage in stages]
     return name, [replace(stage, settings=_filled(stage, stages, path)) for stage in stages]
 
 
@@ -82,10 +86,14 @@ def _check(entry: Any, *, where: str) -> list[str]:
         problems.append(f"{where}: sub is missing")
     if isinstance(entry.get("links"), int) and entry["links"] < 1:
         problems.append(f"{where}.links: got {entry['links']}, expected at least 1")
-    if isinstance(entry.get("settings"), list):
-        bad = [word for word in entry["settings"] if not isinstance(word, str) or not OVERRIDE.fullmatch(word)]
-        problems += [f"{where}.settings: {word!r}: expected key=value" for word in bad]
-    return problems
+    return [*problems, *_check_settings(entry.get("settings", []), where=f"{where}.settings")]
+
+
+def _check_settings(settings: Any, *, where: str) -> list[str]:
+    if not isinstance(settings, list):
+        return [f"{where}: got {settings!r}, expected a list of key=value"]
+    bad = [word for word in settings if not isinstance(word, str) or not OVERRIDE.fullmatch(word)]
+    return [f"{where}: {word!r}: expected key=value" for word in bad]
 
 
 def _stage(entry: dict[str, Any], path: Path, where: str, *, pipeline: str) -> tuple[Stage | None, list[str]]:

@@ -39,6 +39,15 @@ def test_here_the_stages_follow_one_another(launcher: Launcher, runs: Path, pipe
     assert again.stdout.count("is done: run three.") == 3
 
 
+def test_settings_of_the_pipeline_are_those_of_every_stage(launcher: Launcher, runs: Path, pipeline: Path) -> None:
+    without = THREE.replace('settings: ["fake.total=5"]', "links: 1").replace(', settings: ["fake.total=2"]', "")
+    pipeline.write_text(f'settings: ["fake.total=4"]\n{without}')
+    answer = launcher(pipeline)
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    steps = [read_links(runs / f"three.{name}")[-1].step for name in ("one", "two", "fake")]
+    assert steps == [4, 8, 4], "the second sets its own"
+
+
 def test_a_stage_that_is_not_done_stops_it_and_the_same_command_goes_on(
     launcher: Launcher, runs: Path, pipeline: Path
 ) -> None:
@@ -118,6 +127,9 @@ def test_a_refused_stage_takes_the_others_back(
         ("stages: [{sub: none.sub}]", "none.sub: No such file"),
         ("stages: [{sub: a folder/fake.sub}, {sub: a folder/fake.sub}]", "there is a stage fake already"),
         ("stages: [{sub: a folder/fake.sub, settings: [lr]}]", "'lr': expected key=value"),
+        ("settings: [lr]\nstages: [{sub: a folder/fake.sub}]", "pipeline.yaml: settings: 'lr': expected key=value"),
+        ("settings: a=1\nstages: [{sub: a folder/fake.sub}]", "settings: got 'a=1', expected a list of key=value"),
+        ("stages: [{sub: a folder/fake.sub, settings: a=1}]", "stages[0].settings: got 'a=1', expected a list"),
         ("stages: [{sub: a folder/fake.sub, settings: ['a={fake}']}]", "{fake} is not a stage before this one"),
         ("name: a b\nstages: [{sub: a folder/fake.sub}]", "name: 'a b': only letters"),
         ("stages: [{sub: a folder/fake.sub, name: $(reboot)}]", "only letters"),
