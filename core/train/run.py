@@ -16,7 +16,7 @@ from typing import Literal, Protocol
 import yaml
 
 from core import distributed
-from core.config import ConfigError, diff, section, to_dict, to_yaml
+from core.config import ConfigError, diff, load, section, to_dict, to_yaml
 from core.distributed import Ranks
 from core.optim import OptimConfig
 from core.runfiles import (
@@ -167,7 +167,11 @@ def _compare_config(directory: Path, config: RecipeConfig) -> ConfigError | None
     """Save the configuration of a new run; refuse what would make another run of an old one, log other changes."""
     path = directory / CONFIG
     if path.exists():
-        changes = diff(yaml.safe_load(path.read_text(encoding="utf-8")), to_dict(config))
+        try:
+            began = to_dict(load(type(config), path))  # a key that there was not yet has its default
+        except ConfigError:
+            began = yaml.safe_load(path.read_text(encoding="utf-8"))
+        changes = diff(began, to_dict(config))
         fixed = [key for key in FIXED if not (key == "data." and config.run.accept_data)]
         if fatal := [change for change in changes if change.startswith(tuple(fixed))]:
             advice = "restore them, or start another run with run.name=... (run.accept_data=true: other data, this run)"

@@ -94,6 +94,9 @@ def test_changes_damage_and_their_consequences(config: Path, tmp_path: Path) -> 
     assert codes == [ExitCode.CONFIG], text
     assert "model.encoder.dim: 16 -> 32" in text
     assert (run / "config.yaml").read_bytes() == kept
+    before = kept.decode().replace("  constant_cuts: false\n", "")  # as if begun when there was no such key yet
+    assert before != kept.decode()
+    (run / "config.yaml").write_text(before, encoding="utf-8")
 
     newest = run / CHECKPOINTS / "step_00000004"
     victim = max((path for path in (newest / "weights").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
