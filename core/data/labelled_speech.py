@@ -22,6 +22,7 @@ from core.data.masked_speech import CropConfig, MaskedSpeech
 from core.data.masking import MaskConfig
 from core.data.sources import TrainingSource, open_sources
 from core.runfiles import runs_root
+from core.samplers.rules import Shapes
 
 
 @section
@@ -71,14 +72,22 @@ class LabelledSpeech:
             for name, index in self.indexes.items()
         ]
 
-    def training_set(self, stores: list[LabelStore], *, grid: FrameGrid, seed: int) -> MaskedSpeech:
+    def training_set(
+        self, stores: list[LabelStore], *, grid: FrameGrid, seed: int, shapes: Shapes | None = None
+    ) -> MaskedSpeech:
+        """`shapes`: those of the plan, `plan.shapes`."""
         crop, mask, channel = self.config.crop, self.config.mask, self.config.channel
         through = None if channel is None else Channel(channel, grid.sample_rate_hz)
-        return MaskedSpeech(self.training_indexes, stores[:-1], grid, crop, mask, seed=seed, channel=through)
+        return MaskedSpeech(
+            self.training_indexes, stores[:-1], grid, crop, mask, seed=seed, channel=through, shapes=shapes
+        )
 
-    def validation_set(self, stores: list[LabelStore], *, grid: FrameGrid, seed: int) -> MaskedSpeech:
+    def validation_set(
+        self, stores: list[LabelStore], *, grid: FrameGrid, seed: int, shapes: Shapes | None = None
+    ) -> MaskedSpeech:
         """With the same crops and masks each time."""
-        return MaskedSpeech([self.valid], stores[-1:], grid, self.config.crop, self.config.mask, seed=seed)
+        crop, mask = self.config.crop, self.config.mask
+        return MaskedSpeech([self.valid], stores[-1:], grid, crop, mask, seed=seed, shapes=shapes)
 
 
 def most_frequent_label(stores: list[LabelStore]) -> int:

@@ -23,6 +23,7 @@ from core.data.label_store import LabelStore
 from core.data.masking import MaskConfig, span_mask
 from core.data.reading import BadSample, read_cut
 from core.samplers.plan import Draw
+from core.samplers.rules import ROUNDING, Shapes
 from core.seeding import generator
 
 if TYPE_CHECKING:
@@ -34,33 +35,28 @@ class CropConfig:
     """How clips become rows of a batch.
 
     A clip longer than `max_s` gives a random part of it, in every epoch another. `fit`: shorter clips are padded to the
-    longest of the batch, or all cropped to the shortest (as torchaudio and fairseq do). Padded rows end at a multiple
-    of `pad_frames` frames: few shapes for a compiled model. `normalize`: each row to mean 0 and variance 1 (the larger
-    models).
+    longest of the batch (or to a shape of `plan.static_shapes`), or all cropped to the shortest (as torchaudio and
+    fairseq do). `normalize`: each row to mean 0 and variance 1 (the larger models).
     """
 
     max_s: Annotated[float, Field(gt=0)] = 15.625  # 250,000 samples
     fit: Literal["pad", "crop"] = "pad"
-    pad_frames: Annotated[int, Field(ge=1)] = 1
     normalize: bool = False
-
-    def __post_init__(self) -> None:
-        if self.fit == "crop" and self.pad_frames > 1:
-            raise ValueError(f"pad_frames={self.pad_frames} must be 1 with fit=crop: nothing is padded")
 
 
 @dataclass(frozen=True)
 class MaskedBatch:
     """What one forward sees. `num_targets`: masked frames. `dropped_layers`: see core/data/layer_drop.py.
 
-    An empty micro-batch is one silent row without masked frames.
+    Of the B rows the first R are clips, the others fill a static shape: silence of no frames, which changes nothing.
+    An empty micro-batch is one silent row without masked frames, or a static shape of such rows.
     """
 
     audio: Tensor  # (B, S) float32
     num_samples: Tensor  # (B,) int64
     labels: Tensor  # (B, T) int64, 0 behind a row's frames
     num_frames: Tensor  # (B,) int64
-    masked_frames: Tensor  # (B, K) int64, ascending
+    masked_frames: Tensor  # (R, K) int64, ascending
     sample_ids: list[str]
     num_targets: int
     audio_s: float
@@ -70,7 +66,7 @@ class MaskedBatch:
 
     @property
     def targets(self) -> Tensor:
-        """The labels of the masked frames (B, K)."""
+        """The labels of the masked frames (R, K)."""
         return self.labels.gather(1, self.masked_frames)
 
     def to(self, device: torch.device) -> "MaskedBatch":
@@ -95,8 +91,9 @@ class _Row:
 class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
     """`dataset[draws]` is the batch of one micro-batch of the plan; for training and for evaluation.
 
-    `labels` has a store for each index. `channel`: what each crop is heard through; None: as it was recorded. An
-    evaluation, whose draws are the same each time, gets the same crops and masks each time.
+    `labels` has a store for each index. `channel`: what each crop is heard through; None: as it was recorded.
+    `shapes`: what the plan's micro-batches are padded to; None: to their longest row. An evaluation, whose draws are
+    the same each time, gets the same crops and masks each time.
     """
 
     indexes: Sequence[ManifestIndex]
@@ -106,6 +103,7 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
     mask: MaskConfig
     seed: int
     channel: Channel | None = None
+    shapes: Shapes | None = None
     segment: int = 0  # of the plan: the epochs of each begin at 0
 
     def __post_init__(self) -> None:
@@ -117,6 +115,8 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
                     f"{store.directory} has labels of {len(store)} cuts, {index.manifest} has {len(index)}; "
                     "prepare the labels of this manifest"
                 )
+        if self.shapes is not None and self.crop.fit == "crop":
+            raise ValueError("data.crop.fit=crop pads nothing: set it to pad, or plan.static_shapes=false")
 
     def __getitem__(self, draws: Sequence[Draw]) -> MaskedBatch:
         cuts = [self.indexes[draw.source].read(draw.row) for draw in draws]
@@ -168,25 +168,39 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
         return samples[place.start_samples : place.start_samples + place.num_samples]
 
     def _collate(self, rows: list[_Row], bad: list[BadSample], rng: np.random.Generator) -> MaskedBatch:
-        num_frames = np.array([len(row.labels) for row in rows] or [self.mask.length])
-        unit = self.crop.pad_frames
-        longest = -(-int(num_frames.max()) // unit) * unit
-        audio = np.zeros((len(num_frames), self.grid.num_samples(longest)), np.float32)
-        labels = np.zeros((len(num_frames), longest), np.int64)
+        of_clips = np.array([len(row.labels) for row in rows], np.int64)
+        num_rows, longest = self._shape(of_clips)
+        num_frames = np.zeros(num_rows, np.int64)
+        num_frames[: len(rows)] = of_clips
+        hop, window = self.grid.hop_samples, self.grid.window_samples
+        num_samples = np.where(num_frames > 0, (num_frames - 1) * hop + window, 0)
+        audio = np.zeros((num_rows, self.grid.num_samples(longest)), np.float32)
+        labels = np.zeros((num_rows, longest), np.int64)
         for number, row in enumerate(rows):
             audio[number, : len(row.samples)] = row.samples
             labels[number, : len(row.labels)] = row.labels
-        masked = span_mask(num_frames, config=self.mask, rng=rng) if rows else np.zeros((1, 0), np.int64)
+        masked = span_mask(of_clips, config=self.mask, rng=rng) if rows else np.zeros((1, 0), np.int64)
         rate_hz = self.grid.sample_rate_hz
         return MaskedBatch(
             audio=torch.from_numpy(audio),
-            num_samples=torch.from_numpy((num_frames - 1) * self.grid.hop_samples + self.grid.window_samples),
+            num_samples=torch.from_numpy(num_samples),
             labels=torch.from_numpy(labels),
             num_frames=torch.from_numpy(num_frames),
             masked_frames=torch.from_numpy(masked),
             sample_ids=[row.sample_id for row in rows],
             num_targets=masked.size,
             audio_s=sum(len(row.samples) for row in rows) / rate_hz,
-            padded_audio_s=len(rows) * audio.shape[1] / rate_hz,
+            padded_audio_s=audio.size / rate_hz if rows else 0.0,
             bad=bad,
         )
+
+    def _shape(self, num_frames: np.ndarray) -> tuple[int, int]:
+        """Rows and frames of the batch of clips with so many frames (R,)."""
+        if self.shapes is None:
+            return max(1, len(num_frames)), int(num_frames.max(initial=self.mask.length))
+        num_samples = self.shapes.upper_s * ROUNDING * self.grid.sample_rate_hz
+        lengths = [self.grid.num_frames(int(most)) for most in num_samples]
+        number = int(np.searchsorted(lengths, num_frames.max(initial=0)))
+        num_rows = int(self.shapes.num_rows[number])
+        assert len(num_frames) <= num_rows, "the plan deals no more cuts than fit in"
+        return num_rows, lengths[number]

@@ -26,7 +26,7 @@ _TEMPERATURE = 0.1
 class HubertOutput(NamedTuple):
     """What the loss takes. `penalties`: each clip's mean square of the convolutions' features."""
 
-    logits: Tensor  # (B, K, N) of the predicted frames, in fp32
+    logits: Tensor  # (R, K, N) of the predicted frames of the first R rows, in fp32
     penalties: Tensor  # (B,), in fp32
 
 
@@ -119,9 +119,9 @@ class HubertPretraining(nn.Module):
         predicted_frames: Tensor | None = None,
         dropped_layers: Collection[int] = (),
     ) -> HubertOutput:
-        """audio (B, S), num_samples (B,), masked_frames (B, K): the numbers of the frames to mask.
+        """audio (B, S), num_samples (B,), masked_frames (R, K): the numbers of the frames to mask in the first R rows.
 
-        `predicted_frames` (B, K'): those to predict, if not the masked ones. `dropped_layers`: see Hubert.
+        `predicted_frames` (R, K'): those to predict, if not the masked ones. `dropped_layers`: see Hubert.
         """
         num_frames = max(1, self.config.output_lengths(audio.size(1)))
         is_masked = torch.zeros(len(audio), num_frames, dtype=torch.bool, device=audio.device)

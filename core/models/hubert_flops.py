@@ -11,6 +11,8 @@ _MASKED_SHARE = 0.53
 
 def training_flops(config: HubertConfig, *, num_frames: int) -> float:
     """Forward and backward of a clip of `num_frames` frames: 3 x forward, less the input gradient of the waveform."""
+    if num_frames < 1:
+        return 0.0
     head_rows = _MASKED_SHARE * num_frames
     head = flops.linear(num_rows=head_rows, input_dim=config.dim, output_dim=config.final_dim)
     head += flops.linear(num_rows=head_rows, input_dim=config.final_dim, output_dim=config.num_classes)

@@ -1,8 +1,6 @@
 """Checkpoints of the predecessor, torchaudio's recipe under Lightning and Habana's version of it: weights and moments.
 
-    checkpoint = read_lightning(Path("epoch=220-step=241553.ckpt"))
-    kept = import_state(model, checkpoint.tensors, "torchaudio")
-    step = import_moments(model, optimizer, checkpoint)             # AdamW goes on where it was
+    step = import_lightning(model, optimizer, path=Path("epoch=220-step=241553.ckpt"))      # AdamW goes on where it was
 
 On Gaudi the first convolutions may be Conv2d over (1, time): their weights and moments lose that axis here. Habana's
 FusedAdamW counts its steps for the whole group and leaves those of the parameters at 0.
@@ -17,7 +15,7 @@ import torch
 from torch import Tensor
 
 from core.models.hubert import HubertPretraining
-from core.models.hubert_names import as_conv1d, listed, own_tensors, places, read_tensors
+from core.models.hubert_names import as_conv1d, import_state, listed, own_tensors, places, read_tensors
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -29,6 +27,18 @@ class LightningCheckpoint:
     tensors: Mapping[str, Tensor]
     moments: Mapping[str, Mapping[str, Tensor]]
     step: int
+
+
+def import_lightning(model: HubertPretraining, optimizer: torch.optim.Optimizer, *, path: Path) -> int:
+    """Fill a model and its AdamW from a file; the number of updates they have had. ValueError where it does not fit."""
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        raise ValueError(
+            f"{path} has the moments of an AdamW, {type(optimizer).__name__} has none: set optim.name=adamw"
+        )
+    checkpoint = read_lightning(path)
+    if kept := import_state(model, checkpoint.tensors, "torchaudio"):
+        raise ValueError(f"{path} is of a model without {listed(kept)}: name a checkpoint of the pretraining")
+    return import_moments(model, optimizer, checkpoint)
 
 
 def read_lightning(path: Path) -> LightningCheckpoint:

@@ -25,7 +25,8 @@ class Chunk(NamedTuple):
     order: np.ndarray  # (N,) int64: the draws, micro-batch by micro-batch
     starts: np.ndarray  # (M,) int64: where in `order` each micro-batch begins
     sizes: np.ndarray  # (M,) int64: how many cuts it has; 0 where there were too few to go round
-    longest_s: np.ndarray  # (M,) float64: its longest cut
+    length_s: np.ndarray  # (M,) float64: how long its rows are: as its longest cut, or as its static shape
+    num_rows: np.ndarray  # (M,) int64: its cuts, or the rows of its static shape
     num_steps: int
 
     def micro_batch(self, number: int) -> list[Draw]:
@@ -39,7 +40,7 @@ class Chunk(NamedTuple):
 
     def padded_s(self) -> np.ndarray:
         """Padded audio of each micro-batch: (M,) float64."""
-        return self.sizes * self.longest_s
+        return self.num_rows * self.length_s
 
 
 def make_chunk(draws: Draws, config: PlanConfig, *, buckets: Buckets, key: int) -> Chunk:
@@ -57,7 +58,7 @@ def make_chunk(draws: Draws, config: PlanConfig, *, buckets: Buckets, key: int) 
     durations_s = draws.duration_s[order]
     num_cuts = np.bincount(bucket)  # (K,), none is 0
     longest_s = np.maximum.reduceat(durations_s, np.cumsum(num_cuts) - num_cuts)
-    capacity = np.where(longest_s > np.float32(config.allowed_s), 1, config.capacity(longest_s))
+    capacity = np.where(longest_s > np.float32(config.allowed_s), 1, config.capacity(config.padded_s(longest_s)))
     least = -(-num_cuts // capacity)
     if draws.repeats:
         least = np.maximum(least, most_copies(bucket[order], identity[order]))
@@ -66,21 +67,23 @@ def make_chunk(draws: Draws, config: PlanConfig, *, buckets: Buckets, key: int) 
         turns = one_by_one(num_cuts, hands)
         order, durations_s = order[turns], durations_s[turns]
     starts, sizes = deal(num_cuts, hands)
-    longest_s = np.maximum.reduceat(durations_s, starts).astype(np.float64)
+    length_s = config.padded_s(np.maximum.reduceat(durations_s, starts))
+    num_rows = sizes if config.shapes is None else config.capacity(length_s)
     num_empty = -len(sizes) % config.micro_batches_per_step
-    starts, sizes, longest_s = (np.append(a, np.zeros(num_empty, a.dtype)) for a in (starts, sizes, longest_s))
-    place = _arrange(sizes * config.cost_s(longest_s), config, key=key)
-    num_steps = len(sizes) // config.micro_batches_per_step
-    return Chunk(draws, order, starts[place], sizes[place], longest_s[place], num_steps)
+    columns = [np.append(a, np.zeros(num_empty, a.dtype)) for a in (starts, sizes, length_s, num_rows)]
+    place = _arrange(columns[3] * config.cost_s(columns[2]), config, key=key)
+    starts, sizes, length_s, num_rows = (column[place] for column in columns)
+    return Chunk(draws, order, starts, sizes, length_s, num_rows, len(sizes) // config.micro_batches_per_step)
 
 
 def _classify(durations_s: np.ndarray, config: PlanConfig, *, buckets: Buckets) -> np.ndarray:
     """The bucket of each cut, of those this chunk uses; cuts over the budget have one of their own: (N,) uint16."""
-    bucket = buckets.of(durations_s)
+    classes = buckets if config.shapes is None else config.shapes
+    bucket = classes.of(durations_s)
     num_cuts = np.bincount(bucket)
     used = np.flatnonzero(num_cuts)
     merged = np.zeros(len(num_cuts), np.uint16)
-    merged[used] = merge_sparse(num_cuts[used] / config.capacity(buckets.upper_s[used]))
+    merged[used] = merge_sparse(num_cuts[used] / config.capacity(classes.upper_s[used]))
     bucket = merged.take(bucket)
     if config.over_budget == "alone":
         is_over = durations_s > np.float32(config.allowed_s)

@@ -10,14 +10,15 @@ from core.samplers.rules import PlanConfig
 class EvaluationPlan:
     """Batches by length under the budgets of `config`, the longest first; the same batches on any number of ranks.
 
-    A cut over budget is a batch of its own. Of the training plan's rules only the budgets apply. Raises ValueError for
-    a source without rows or with a duration that is none.
+    A cut over budget is a batch of its own; in static shapes, whose reader crops it, it counts as the longest allowed.
+    Of the training plan's rules only the budgets apply. Raises ValueError for a source without rows or with a duration
+    that is none.
     """
 
     def __init__(self, source: Source, config: PlanConfig) -> None:
         durations = np.concatenate([block for _, block in blocks(source)])
         order = np.argsort(-durations, kind="stable")
-        capacity = config.capacity(durations[order])
+        capacity = config.capacity(config.padded_s(durations[order]))
         self._batches: list[np.ndarray] = []
         begin = 0
         while begin < len(order):

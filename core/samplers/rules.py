@@ -3,14 +3,26 @@
 Durations arrive as float32, so limits hold to float32 accuracy: 10 cuts of 4.8 s fit in 48 s.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
 from core.config import section
 
-_ROUNDING = 1 + 1e-6  # of float32 durations
+ROUNDING = 1 + 1e-6  # of float32 durations
+
+
+class Shapes(NamedTuple):
+    """The few shapes that all micro-batches are padded to, the shortest first."""
+
+    upper_s: np.ndarray  # (K,) float64: how long its rows are, and the longest a cut of it may be
+    num_rows: np.ndarray  # (K,) int64
+
+    def of(self, longest_s: np.ndarray) -> np.ndarray:
+        """The number of the shape of a micro-batch whose longest cut is this long (uint16, any shape)."""
+        found = np.searchsorted(self.upper_s * ROUNDING, longest_s)
+        return np.minimum(found, len(self.upper_s) - 1).astype(np.uint16)
 
 
 @section
@@ -40,7 +52,7 @@ class PlanConfig:
 
     def __post_init__(self) -> None:
         fits_s = self._longest_that_fits_s()
-        if self.max_cut_s is not None and self.max_cut_s > fits_s * _ROUNDING:
+        if self.max_cut_s is not None and self.max_cut_s > fits_s * ROUNDING:
             raise ValueError(
                 f"max_cut_s={self.max_cut_s:g} must fit in one micro-batch: max_duration_s={self.max_duration_s:g} "
                 f"holds a cut of at most {fits_s:g} s; lower max_cut_s or raise max_duration_s"
@@ -74,6 +86,16 @@ class PlanConfig:
         """The number of cuts in every micro-batch; None where it varies."""
         return self.max_cuts if self.constant_cuts else None
 
+    @property
+    def shapes(self) -> Shapes | None:
+        """None: a micro-batch is as long as its longest cut. See ShapedPlanConfig in shapes.py."""
+        return None
+
+    def padded_s(self, longest_s: np.ndarray) -> np.ndarray:
+        """How long a micro-batch is whose longest cut is this long (float64, any shape)."""
+        seconds, shapes = np.asarray(longest_s, np.float64), self.shapes
+        return seconds if shapes is None else shapes.upper_s[shapes.of(seconds)]
+
     def cost_s(self, longest_s: np.ndarray) -> np.ndarray:
         """What one cut counts in a micro-batch whose longest cut is this long (float64, any shape)."""
         seconds = np.asarray(longest_s, np.float64)
@@ -81,7 +103,7 @@ class PlanConfig:
 
     def capacity(self, longest_s: np.ndarray) -> np.ndarray:
         """How many cuts a micro-batch may hold when its longest is this long: at least 1 (int64, any shape)."""
-        fit = np.floor(self.max_duration_s * _ROUNDING / self.cost_s(longest_s)).astype(np.int64)
+        fit = np.floor(self.max_duration_s * ROUNDING / self.cost_s(longest_s)).astype(np.int64)
         return np.clip(fit, 1, self.max_cuts)
 
     def _longest_that_fits_s(self) -> float:

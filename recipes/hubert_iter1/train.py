@@ -54,7 +54,7 @@ def train(config: Config, run: Run) -> Outcome:
     corpus, features = LabelledSpeech.open(config.data), clustered(config)
     stores = corpus.stores(num_clusters=config.model.num_classes, features=features.name, layer=features.layer)
     plan = Plan([source.planned for source in corpus.sources], config.plan, seed=run.seed)
-    dataset = corpus.training_set(stores, grid=config.grid, seed=run.seed)
+    dataset = corpus.training_set(stores, grid=config.grid, seed=run.seed, shapes=config.plan.shapes)
     stream = TrainStream(plan, dataset, config=config.loader, ranks=run.ranks, accept_data=config.run.accept_data)
     data = LayerDropStream(stream, config.model.num_layers, config.model.layer_drop, run.seed)
     for line in data.describe():
@@ -67,7 +67,7 @@ def train(config: Config, run: Run) -> Outcome:
     engine = build_engine(model, config.parallel, optim=config.optim, ranks=run.ranks)
 
     def validate(step: int) -> Mapping[str, float] | None:
-        dataset = corpus.validation_set(stores, grid=config.grid, seed=run.seed)
+        dataset = corpus.validation_set(stores, grid=config.grid, seed=run.seed, shapes=config.plan.shapes)
         eval_plan = EvaluationPlan(Source("valid", corpus.valid.durations_s), config.plan)
         batches = evaluation_batches(eval_plan, dataset, config=config.loader, ranks=run.ranks)
         scored = partial(score, most_frequent=most_frequent_label(stores), config=config.loss)

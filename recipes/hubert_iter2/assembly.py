@@ -20,7 +20,7 @@ from core.models.hubert_config import HubertConfig
 from core.optim import OptimConfig
 from core.parallel.engine import ParallelConfig
 from core.runfiles import runs_root
-from core.samplers.plan import PlanConfig
+from core.samplers.shapes import ShapedPlanConfig
 from core.train.checkpoint import CheckpointConfig
 from core.train.loggers import LoggerConfig
 from core.train.run import RunConfig
@@ -49,7 +49,7 @@ class Config:
     data: LabelledSpeechConfig
     features: FeatureConfig
     labelling: LabellingConfig
-    plan: PlanConfig
+    plan: ShapedPlanConfig
     model: HubertConfig
     train: TrainConfig
     optim: OptimConfig

@@ -94,9 +94,9 @@ def train(config: Path, root: Path, *overrides: str, iteration: int, **options: 
     return runs.link(config, root, *overrides, recipe=TRAIN[iteration], **options)
 
 
-def both_iterations(configs: dict[int, Path], root: Path) -> None:
+def both_iterations(configs: dict[int, Path], root: Path, *, timeout_s: float = 60) -> None:
     """Prepare 1, train 1, prepare 2, train 2, each to its end."""
     for iteration, config in configs.items():
         for verb in (prepare, train):
-            codes, text = verb(config, root, iteration=iteration)
+            codes, text = verb(config, root, iteration=iteration, timeout_s=timeout_s)
             assert codes == [ExitCode.DONE], text

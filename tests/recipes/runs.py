@@ -167,10 +167,12 @@ def begin(
     return Job(processes, Path(log))
 
 
-def link(config: Path, runs: Path, *overrides: str, **options: Any) -> tuple[list[int | None], str]:
+def link(
+    config: Path, runs: Path, *overrides: str, timeout_s: float = 60, **options: Any
+) -> tuple[list[int | None], str]:
     """One link from its start to its end: (exit codes, what it said)."""
     job = begin(config, runs, *overrides, **options)
-    return job.wait(), job.text
+    return job.wait(timeout_s), job.text
 
 
 def losses(run: Path) -> list[float]:

@@ -127,11 +127,11 @@ def test_a_finished_run_has_nothing_to_do(iteration: int, configs: dict[int, Pat
     assert before == {name: (run / name).read_bytes() for name in before}
 
 
-@pytest.mark.parametrize("iteration", ITERATIONS)
-def test_two_ranks_train_as_one(iteration: int, configs: dict[int, Path], root: Path) -> None:
+@pytest.mark.parametrize(("iteration", "shapes"), [(1, "false"), (2, "false"), (1, "true")])
+def test_two_ranks_train_as_one(iteration: int, shapes: str, configs: dict[int, Path], root: Path) -> None:
     found = {}
     for num_ranks in (1, 2):
-        words = (*BY_NUMBER_OF_RANKS, f"run.name=on{num_ranks}")
+        words = (*BY_NUMBER_OF_RANKS, f"run.name=on{num_ranks}", f"plan.static_shapes={shapes}")
         codes, text = _train(configs, root, *words, iteration=iteration, num_ranks=num_ranks)
         assert codes == [ExitCode.DONE] * num_ranks, text
         found[num_ranks] = root / f"on{num_ranks}"

@@ -10,6 +10,7 @@ import soundfile
 import torch
 from lhotse import MonoCut, Recording
 
+from core.config import load
 from core.data.frame_labels import FrameGrid
 from core.data.index import ManifestIndex, write_manifest
 from core.data.label_store import LabelCard, LabelStore, manifest_print, write_store
@@ -18,8 +19,25 @@ from core.data.masked_speech import CropConfig, MaskedBatch, MaskedSpeech
 from core.data.masking import MaskConfig
 from core.data.stream import LoaderConfig, TrainStream
 from core.distributed import Ranks, init
+from core.losses.masked_prediction import (
+    MaskedPredictionConfig,
+    frame_accuracies,
+    frames_to_predict,
+    prediction_loss,
+)
+from core.models.hubert import HubertPretraining
+from core.models.hubert_config import HubertConfig
 from core.samplers.plan import Draw, Plan, PlanConfig, Source
+from core.samplers.rules import Shapes
+from recipes.hubert_iter1.assembly import Config
 
+DEMO = Path(__file__).parents[3] / "manifests" / "demo"
+TINY_YAML = Path(__file__).parents[3] / "recipes" / "hubert_iter1" / "tiny.yaml"
+TINY = HubertConfig(
+    conv_layers=[[8, 10, 5], [8, 8, 8], [16, 8, 8]], dim=16, num_layers=2, num_heads=2, ffn_dim=32, position_kernel=8,
+    position_groups=2, projection_dropout=0.0, attention_dropout=0.0, dropout=0.0, layer_drop=0.0, final_dim=8,
+    num_classes=200,
+)  # fmt: skip
 RATE = 16000
 GRID = FrameGrid()
 LENGTHS = [16000, 9000, 24321, 5200]  # samples
@@ -100,14 +118,90 @@ def test_a_batch_follows_from_its_draws_and_the_seed(tmp_path: Path) -> None:
     assert not torch.equal(first.masked_frames.sort(0).values, other.masked_frames.sort(0).values)
 
 
-def test_padding_ends_at_multiples_of_pad_frames(tmp_path: Path) -> None:
+SHAPES = Shapes(np.array([0.3, 0.9, 1.6]), np.array([5, 3, 2]))
+
+
+@pytest.mark.parametrize(("rows", "num_rows", "length_s"), [
+    ((), 5, 0.3), ((3,), 3, 0.9), ((1,), 3, 0.9), ((0, 1), 2, 1.6), ((2,), 2, 1.6),
+])  # fmt: skip
+def test_a_batch_is_filled_up_to_its_shape(
+    rows: tuple[int, ...], num_rows: int, length_s: float, tmp_path: Path
+) -> None:
     index, store = corpus(tmp_path)
-    shapes = {dataset(index, store, pad_frames=25)[draws(row)].audio.shape[1] for row in range(4)}
-    assert shapes == {GRID.num_samples(25), GRID.num_samples(50), GRID.num_samples(75)}
-    batch = dataset(index, store, pad_frames=25)[draws(0, 1)]
-    assert batch.labels.shape == (2, 50)
-    assert batch.padded_audio_s == pytest.approx(2 * GRID.num_samples(50) / RATE)
-    assert batch.audio_s == pytest.approx(float(batch.num_samples.sum()) / RATE)
+    data = dataset(index, store)
+    plain, filled = data[draws(*rows)], replace(data, shapes=SHAPES)[draws(*rows)]
+    num_frames = GRID.num_frames(round(length_s * RATE))
+    assert filled.audio.shape == (num_rows, GRID.num_samples(num_frames)) and filled.labels.shape[1] == num_frames
+    assert filled.padded_audio_s == (pytest.approx(filled.audio.numel() / RATE) if rows else 0)
+    assert filled.audio.numel() / RATE <= length_s * num_rows
+    for name in ("num_targets", "audio_s", "sample_ids"):
+        assert getattr(filled, name) == getattr(plain, name)
+    assert torch.equal(filled.masked_frames, plain.masked_frames) and torch.equal(filled.targets, plain.targets)
+    for name in ("num_samples", "num_frames"):
+        values = getattr(filled, name)
+        assert not values[len(rows) :].any() and torch.equal(values[: len(rows)], getattr(plain, name)[: len(rows)])
+    size = [slice(0, length) for length in plain.audio.shape]
+    assert torch.equal(filled.audio[size[0], size[1]], plain.audio) if rows else not filled.audio.any()
+    assert float(filled.audio.abs().sum()) == pytest.approx(float(plain.audio.abs().sum()))
+
+
+@pytest.mark.parametrize("unmasked_weight", [0.0, 0.5])
+def test_the_rows_that_fill_a_shape_change_neither_loss_nor_gradients(unmasked_weight: float, tmp_path: Path) -> None:
+    """Not the accuracies either."""
+    index, store = corpus(tmp_path)
+    data = dataset(index, store)
+    config = MaskedPredictionConfig(unmasked_weight=unmasked_weight)
+    found = []
+    for shapes in (None, SHAPES):
+        batch = replace(data, shapes=shapes)[draws(1, 3)]
+        torch.manual_seed(1)
+        model = HubertPretraining(TINY)
+        frames = frames_to_predict(batch.labels, batch.masked_frames, config)
+        output = model(batch.audio, batch.num_samples, masked_frames=batch.masked_frames, predicted_frames=frames)
+        labels, num_frames, masked = batch.labels, batch.num_frames, batch.masked_frames
+        loss = prediction_loss(output.logits, labels, num_frames, masked, output.penalties, config=config)
+        loss.loss_sum.backward()
+        every = torch.arange(labels.size(1)).expand_as(labels)
+        logits = model(batch.audio, batch.num_samples, masked_frames=masked, predicted_frames=every).logits
+        accuracies = frame_accuracies(logits, labels, num_frames, masked)
+        found.append((batch, loss, {name: p.grad for name, p in model.named_parameters()}, accuracies))
+    (plain, loss, gradients, accuracies), (filled, other_loss, other_gradients, other_accuracies) = found
+    assert len(filled.audio) > len(plain.audio) and filled.labels.size(1) > plain.labels.size(1)
+    torch.testing.assert_close(other_loss.loss_sum, loss.loss_sum, rtol=1e-6, atol=0)
+    assert other_loss.metrics.keys() == loss.metrics.keys() and accuracies == other_accuracies
+    for name, pair in loss.metrics.items():
+        assert [float(one) for one in other_loss.metrics[name]] == pytest.approx([float(one) for one in pair])
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(other_gradients[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("corpus_name", ["english", "russian"])
+def test_an_epoch_of_the_demo_corpus_has_few_shapes_within_the_budget(corpus_name: str, tmp_path: Path) -> None:
+    """As tiny.yaml plans it, over two ranks: real audio, so that lengths in manifests and files may differ."""
+    index = ManifestIndex.open(DEMO / f"{corpus_name}_train.jsonl")
+    config = load(Config, TINY_YAML, ["plan.static_shapes=true", "data.channel=null"])
+    known = [np.zeros(config.grid.num_frames(round(float(s) * RATE)), int) for s in index.durations_s]
+    card = LabelCard(
+        features="f", layer=1, num_clusters=9, rate_hz=50.0, codebook="", checkpoint="", manifest=manifest_print(index)
+    )
+    store = write_store(tmp_path / "labels", card, known)
+    crop, mask, shapes = config.data.crop, config.data.mask, config.plan.shapes
+    data = MaskedSpeech([index], [store], config.grid, crop, mask, seed=1, shapes=shapes)
+    plan = Plan([Source("train", index.durations_s)], config.plan, seed=1)
+    found, ids = set(), []
+    for rank in range(2):
+        ranks = Ranks(rank, 0, 2, rank, 2, 0, 1, torch.device("cpu"))
+        for step in TrainStream(plan, data, config=LoaderConfig(num_workers=0), ranks=ranks).steps():
+            for batch in step.batches:
+                found.add(tuple(batch.audio.shape))
+                ids += batch.sample_ids
+                assert not batch.bad
+            if step.position["plan"]["chunk"] == 1:
+                break
+    assert len(found) <= config.plan.num_buckets == 6
+    assert all(rows * samples / RATE <= config.plan.max_duration_s for rows, samples in found)
+    is_long_enough = index.durations_s >= np.float32(config.plan.min_cut_s)
+    assert sorted(ids) == sorted(index.read(row).id for row in np.flatnonzero(is_long_enough))
 
 
 def test_normalized_rows_have_mean_0_and_variance_1(tmp_path: Path) -> None:
@@ -160,8 +254,8 @@ def test_labels_of_another_manifest_or_rate_are_refused(tmp_path: Path) -> None:
     wrong = LabelCard(features="f", layer=1, num_clusters=9, rate_hz=75.0, codebook="", checkpoint="", manifest="")
     with pytest.raises(ValueError, match="labels at 75 Hz do not fall on frames at 50 Hz"):
         dataset(index, write_store(tmp_path / "wrong", wrong, [np.zeros(3, int)] * 4))
-    with pytest.raises(ValueError, match="pad_frames=4 must be 1 with fit=crop"):
-        CropConfig(fit="crop", pad_frames=4)
+    with pytest.raises(ValueError, match=r"data.crop.fit=crop pads nothing"):
+        replace(dataset(index, store, fit="crop"), shapes=SHAPES)
 
 
 def stream(tmp_path: Path, *, workers: int, probability: float = 0.5) -> LayerDropStream:

@@ -1,0 +1,25 @@
+"""Begin a run with a checkpoint of the predecessor (Lightning, on GPUs or Gaudi): training goes on where it was.
+
+python -m recipes.hubert_iter2.import_lightning epoch=220-step=241553.ckpt run.name=imported
+./launch.sh -n4 --run imported recipes/hubert_iter2/job.sub
+"""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+
+from core.models.hubert import HubertPretraining
+from core.models.hubert_lightning import import_lightning
+from core.train.imported import begin_run, parse_import
+from recipes.hubert_iter2.assembly import DEFAULT_CONFIG, Config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    file, config = parse_import(Config, argv=argv, description=__doc__, default_config=DEFAULT_CONFIG)
+    model = HubertPretraining(config.model)
+    begin_run(config, model, partial(import_lightning, model, path=file))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,150 @@
+"""Static shapes: all micro-batches of an epoch have one of a few sizes, within the budget, and no cut is lost."""
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from core.config import load
+from core.samplers.plan import Draw, EvaluationPlan, Plan, Position, Source, rank_micro_batches
+from core.samplers.shapes import ShapedPlanConfig
+from recipes.hubert_iter1.assembly import Config
+
+CONFIG = Path(__file__).parents[3] / "recipes" / "hubert_iter1" / "config.yaml"
+
+
+def rules(**changes: Any) -> ShapedPlanConfig:
+    usual = {"micro_batches_per_step": 4, "max_duration_s": 60.0, "num_buckets": 8, "over_budget": "crop"}
+    return ShapedPlanConfig(**{**usual, "static_shapes": True, **changes})
+
+
+def like_librispeech(num: int, *, seed: int) -> np.ndarray:
+    """Most clips of 12 to 17 s, the others shorter, some too short, some far too long; 12.5 s on average."""
+    rng = np.random.default_rng(seed)
+    durations = np.where(rng.random(num) < 0.72, rng.normal(14.5, 1.2, num), rng.uniform(1.4, 13.5, num))
+    return np.append(durations[1:].clip(1.4, 24.5), 34.9).astype(np.float32)
+
+
+def shape(lengths_s: np.ndarray, config: ShapedPlanConfig) -> tuple[int, float]:
+    """(rows, seconds) by the rule in words: the first class that is long enough, and all the rows that fit in."""
+    longest_s = min(float(lengths_s.max()), config.allowed_s)
+    width_s = (config.allowed_s - config.min_cut_s) / config.num_buckets
+    ends_s = [config.min_cut_s + width_s * (number + 1) for number in range(config.num_buckets)]
+    length_s = next((end for end in ends_s if longest_s <= end * (1 + 1e-6)), ends_s[-1])
+    cost_s = length_s + (length_s**2 / config.quadratic_duration_s if config.quadratic_duration_s else 0)
+    fit = max(1, int(config.max_duration_s * (1 + 1e-6) / cost_s))
+    return min(fit, config.max_cuts or fit), round(length_s, 6)
+
+
+def epoch(plan: Plan, *, chunks: int, dp_size: int) -> list[list[Draw]]:
+    """The micro-batches of one epoch as `dp_size` ranks get them."""
+    shares: list[list[list[Draw]]] = [[] for _ in range(dp_size)]
+    for step in plan.steps(Position(0, 0, 0)):
+        for rank, share in enumerate(shares):
+            share += rank_micro_batches(step, dp_rank=rank, dp_size=dp_size)
+        if step.after.chunk == chunks:
+            return [draws for share in shares for draws in share]
+    raise AssertionError
+
+
+@pytest.mark.parametrize("dp_size", [1, 8])
+def test_an_epoch_of_librispeech_has_as_many_shapes_as_buckets(dp_size: int) -> None:
+    config = load(Config, CONFIG).plan
+    assert config.static_shapes
+    durations = like_librispeech(281_241, seed=1)
+    plan = Plan([Source("train", durations)], config, seed=1337)
+    found, rows = set(), []
+    for draws in epoch(plan, chunks=3, dp_size=dp_size):
+        own = [draw.row for draw in draws]
+        num_rows, length_s = shape(durations[own], config)
+        assert len(own) <= num_rows and num_rows * length_s <= config.max_duration_s * (1 + 1e-6)
+        found.add((num_rows, length_s))
+        rows += own
+    assert len(found) <= config.num_buckets and max(length_s for _, length_s in found) == config.max_cut_s
+    assert sorted(rows) == np.flatnonzero(durations >= np.float32(config.min_cut_s)).tolist()
+    assert plan.statistics.padding_share < 0.035 and plan.statistics.empty_share == 0
+    chunks = [plan.chunk(number) for number in range(3)]
+    assert {pair for chunk in chunks for pair in zip(chunk.num_rows, chunk.length_s.round(6), strict=True)} == found
+
+
+RULES = st.fixed_dictionaries(
+    {
+        "micro_batches_per_step": st.integers(1, 12),
+        "max_duration_s": st.floats(45, 400),
+        "max_cuts": st.one_of(st.none(), st.integers(1, 20)),
+        "quadratic_duration_s": st.one_of(st.none(), st.floats(61, 100)),
+        "num_buckets": st.integers(1, 30),
+        "min_cut_s": st.floats(0, 5),
+        "max_cut_s": st.floats(6, 25),
+        "over_budget": st.sampled_from(["crop", "skip"]),
+        "chunk_draws": st.integers(20, 500),
+    }
+)
+
+
+@settings(max_examples=80, deadline=None)
+@given(num=st.integers(20, 400), changes=RULES, seed=st.integers(0, 10**6))
+def test_any_corpus_fills_no_more_than_its_shapes(num: int, changes: dict[str, Any], seed: int) -> None:
+    config = rules(**changes)
+    durations = like_librispeech(num, seed=seed)
+    is_drawn = durations >= np.float32(config.min_cut_s)
+    if config.over_budget == "skip":
+        is_drawn &= durations <= np.float32(config.allowed_s)
+    assume(is_drawn.any())
+    assert config.shapes is not None
+    allowed = list(zip(config.shapes.num_rows.tolist(), config.shapes.upper_s.round(6).tolist(), strict=True))
+    plan = Plan([Source("train", durations)], config, seed=seed)
+    rows = []
+    for draws in epoch(plan, chunks=-(-int(is_drawn.sum()) // config.chunk_draws), dp_size=1):
+        own = [draw.row for draw in draws]
+        rows += own
+        if own:
+            found = shape(durations[own], config)
+            assert found in allowed and len(own) <= found[0]
+    assert sorted(rows) == np.flatnonzero(is_drawn).tolist()
+
+
+def test_a_resume_is_the_tail() -> None:
+    plan = Plan([Source("train", like_librispeech(300, seed=2))], rules(chunk_draws=120), seed=4)
+    steps = list(islice(plan.steps(), 30))
+    assert steps[-1].after.chunk >= 2
+    for done, step in enumerate(steps, start=1):
+        fresh = Plan([Source("train", like_librispeech(300, seed=2))], rules(chunk_draws=120), seed=4)
+        tail = [list(one.micro_batches) for one in islice(fresh.steps(step.after), 30 - done)]
+        assert tail == [list(one.micro_batches) for one in steps[done:]]
+
+
+def test_an_evaluation_has_the_same_shapes() -> None:
+    config = rules(min_cut_s=2.0, max_cut_s=15.625, max_duration_s=87.5)
+    durations = like_librispeech(500, seed=3)
+    batches = EvaluationPlan(Source("dev", durations), config).batches(0, 1)
+    for draws in batches:
+        own = [draw.row for draw in draws]
+        assert len(own) <= shape(durations[own], config)[0] or len(own) == 1
+    assert sorted(draw.row for draws in batches for draw in draws) == list(range(500))
+
+
+def test_without_it_a_plan_is_what_it_was() -> None:
+    """The first micro-batches of a plan of before there were static shapes."""
+    durations = like_librispeech(300, seed=5)
+    config = rules(static_shapes=False, min_cut_s=2.0, max_cut_s=15.625)
+    step = next(Plan([Source("a", durations)], config, seed=7).steps())
+    assert [[draw.row for draw in draws] for draws in step.micro_batches] == [
+        [180, 110, 165],
+        [16, 256, 201],
+        [31, 190, 155],
+        [199, 49, 32],
+    ]
+
+
+@pytest.mark.parametrize(("changes", "problem"), [
+    ({"constant_cuts": True, "max_cuts": 2, "max_cut_s": 9.0}, "set constant_cuts=false"),
+    ({"over_budget": "alone"}, "with static_shapes use crop or skip"),
+])  # fmt: skip
+def test_rules_that_contradict(changes: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        rules(**changes)
