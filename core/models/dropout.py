@@ -23,7 +23,7 @@ class Dropout(nn.Module):
         dropped_levels = round(self.p * _LEVELS)
         if not self.training or dropped_levels == 0:
             return x
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or torch.compiler.is_compiling():  # which has fast numbers of its own
             return F.dropout(x, self.p)
         draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)  # each all 64 bits
         levels = draws.view(torch.int16)[: x.numel()].view(x.shape)  # uniform from -2^15

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchaudio
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounter
 from torchaudio.models.wav2vec2 import components
 
 from core.losses.masked_prediction import masked_prediction_loss
@@ -163,6 +164,27 @@ def test_padding_changes_neither_loss_nor_gradients(kind: dict[str, Any], paddin
     total = torch.cat([g.flatten() for g in expected.values()]).norm()
     for name, parameter in model.named_parameters():
         assert float((parameter.grad - expected[name]).norm()) <= 1e-5 * float(total), name
+
+
+@pytest.mark.parametrize("kind", [{}, LARGE_KIND])
+def test_compiled_layers_share_whole_graphs_for_all_shapes(kind: dict[str, Any]) -> None:
+    """One for the first shape and one for all others, of a whole layer, whichever layer; one for layers dropped."""
+    torch._dynamo.reset()
+    model, counter = seeded(small_config(dropout=0.1, attention_dropout=0.1, **kind)).train(), CompileCounter()
+    for block in model.blocks():
+        block.compile(backend=counter, fullgraph=True)
+    for num_rows, num_frames, dropped in [
+        (4, 20, []),
+        (3, 30, [1]),
+        (2, 40, []),
+        (6, 10, [0, 2]),
+        (4, 20, []),
+        (5, 15, []),
+    ]:
+        num_samples = torch.full((num_rows,), (num_frames - 1) * 320 + 400)
+        audio, masked = torch.randn(num_rows, int(num_samples[0])), torch.arange(5).expand(num_rows, 5)
+        model(audio, num_samples, masked_frames=masked, dropped_layers=dropped).logits.sum().backward()
+    assert counter.frame_count <= 3
 
 
 def test_hidden_frames_do_not_depend_on_the_batch_and_have_no_dropout() -> None:
