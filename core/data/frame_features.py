@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from core.data.frame_labels import FrameGrid
@@ -68,7 +69,8 @@ class HiddenModel(Protocol):
 @dataclass(frozen=True)
 class HiddenFeatures:
     """The output of a layer. A clip alone in its batch is cut at frames of the grid into parts of `most_s`: attention
-    over an hour would need more memory than there is. `normalize`: as the model was trained (see CropConfig)."""
+    over an hour would need more memory than there is. `normalize`: as the model was trained (see CropConfig).
+    `smooth_frames`: each frame is the mean of so many around it, weighted by a triangle."""
 
     model: HiddenModel
     layer: int
@@ -76,8 +78,12 @@ class HiddenFeatures:
     dim: int
     checkpoint: str | None
     normalize: bool
+    smooth_frames: int = 1
     most_s: float = 100.0
-    name = "hubert"
+
+    @property
+    def name(self) -> str:
+        return hidden_name(self.smooth_frames)
 
     @property
     def rate_hz(self) -> float:
@@ -86,6 +92,10 @@ class HiddenFeatures:
     def __call__(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
         if self.normalize:
             audio = _normalized(audio, num_samples)
+        frames, num_frames = self._hidden(audio, num_samples)
+        return smoothed(frames, num_frames, width=self.smooth_frames), num_frames
+
+    def _hidden(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
         most_frames = int(self.most_s * self.rate_hz)
         num_frames = self.grid.num_frames(audio.size(1))
         if len(audio) > 1 or num_frames <= most_frames:
@@ -97,6 +107,29 @@ class HiddenFeatures:
             part = audio[:, start : start + length]
             parts.append(self.model.hidden(part, torch.full_like(num_samples, length), layer=self.layer)[0])
         return torch.cat(parts, dim=1), torch.full_like(num_samples, num_frames)
+
+
+def hidden_name(smooth_frames: int) -> str:
+    """By which labels of a layer are known."""
+    return "hubert" if smooth_frames == 1 else f"hubert:smooth{smooth_frames}"
+
+
+def smoothed(frames: Tensor, num_frames: Tensor, *, width: int) -> Tensor:
+    """(B, T, D) -> (B, T, D), the means of `width` (odd) frames around each, weighted by a triangle.
+
+    Only a clip's own frames count, and there are fewer of them at its ends.
+    """
+    if width == 1:
+        return frames
+    is_valid = torch.arange(frames.size(1), device=frames.device) < num_frames[:, None]  # (B, T)
+    counted = torch.cat([frames, torch.ones_like(frames[..., :1])], dim=-1) * is_valid[..., None]  # (B, T, D + 1)
+    half = width // 2
+    padded = F.pad(counted, (0, 0, half, half))
+    total = sum(
+        (half + 1 - abs(place - half)) * padded[:, place : place + frames.size(1)] for place in range(width)
+    )  # (B, T, D + 1), the weights in its last column
+    assert isinstance(total, Tensor)
+    return total[..., :-1] / total[..., -1:].clamp(min=1)
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ _LARGEST = np.iinfo(np.int16).max
 class LabelCard:
     """What labels are. `layer`, `checkpoint`: None for labels of MFCC. `manifest`: see `manifest_print`."""
 
-    features: str  # "mfcc:torchaudio", "mfcc:kaldi", "hubert"
+    features: str  # "mfcc:torchaudio", "mfcc:kaldi", "hubert", "hubert:smooth5"
     layer: int | None
     num_clusters: int
     rate_hz: float

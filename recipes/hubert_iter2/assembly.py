@@ -1,6 +1,6 @@
 """What train and prepare share: the configuration, and what is clustered here: a layer of the model before."""
 
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -34,11 +34,18 @@ DEFAULT_CONFIG = Path(__file__).parent / "config.yaml"
 @section
 class FeatureConfig:
     """What is clustered: `layer` (from 1) of a trained run, its name under `runs/` or its directory. `checkpoint`: the
-    hash of its weights to insist on, as labels and log say it; null takes the newest."""
+    hash of its weights to insist on, as labels and log say it; null takes the newest. `smooth_frames`, odd: clusters
+    are those of a weighted mean of so many frames, for models that heard too little speech to learn by themselves that
+    phones last; 1: of each frame, as published. `run: null`: labels are at hand, and train does not need their model."""
 
-    run: str
+    run: str | None = None
     layer: Annotated[int, Field(ge=1)]
     checkpoint: str | None = None
+    smooth_frames: Annotated[int, Field(ge=1)] = 1
+
+    def __post_init__(self) -> None:
+        if self.smooth_frames % 2 == 0:
+            raise ValueError(f"smooth_frames={self.smooth_frames} must be odd: as many frames before as after")
 
 
 @section
@@ -85,7 +92,10 @@ class Config:
 
 def clustered(config: Config, *, ranks: Ranks) -> HiddenFeatures:
     """The features whose clusters this iteration predicts. ValueError where they are not of the weights asked for."""
-    wanted, directory = config.features, runs_root() / config.features.run
+    wanted = config.features
+    if wanted.run is None:
+        raise ValueError("features.run=null: name the trained run whose layer is to be clustered")
+    directory = runs_root() / wanted.run
     (features,) = layers_of(directory, [wanted.layer], ranks=ranks)
     if wanted.checkpoint not in (None, features.checkpoint):
         raise ValueError(
@@ -93,7 +103,7 @@ def clustered(config: Config, *, ranks: Ranks) -> HiddenFeatures:
         )
     if features.grid != config.grid:
         raise ValueError(f"{directory} has frames of {features.grid}, model.conv_layers of {config.grid}")
-    return features
+    return replace(features, smooth_frames=wanted.smooth_frames)
 
 
 def trained_model(directory: Path, *, ranks: Ranks) -> HubertPretraining:

@@ -8,6 +8,7 @@ torchrun --nproc-per-node 2 -m recipes.hubert_iter2.train --config recipes/huber
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -16,7 +17,8 @@ from torch import nn
 
 from core.cluster_report import draw_report
 from core.config import parse_args
-from core.data.frame_features import FrameFeatures, MfccFeatures
+from core.data.frame_features import FrameFeatures, HiddenFeatures, MfccFeatures, hidden_name
+from core.data.label_store import LabelStore
 from core.data.labelled_speech import LabelledSpeech, most_frequent_label
 from core.data.layer_drop import LayerDropStream
 from core.data.stream import TrainStream, evaluation_batches
@@ -52,10 +54,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def train(config: Config, run: Run) -> Outcome:
     """One link: data, model, engine, loop; the layers are compared once, after the last step."""
     corpus = LabelledSpeech.open(config.data)
-    expected = {"num_clusters": config.model.num_classes, "features": "hubert", "layer": config.features.layer}
+    name = hidden_name(config.features.smooth_frames)
+    expected = {"num_clusters": config.model.num_classes, "features": name, "layer": config.features.layer}
     if config.features.checkpoint is not None:
         expected["checkpoint"] = config.features.checkpoint
     stores = corpus.stores(**expected)
+    teacher = teacher_of(stores, config, run)
     plan = Plan([source.planned for source in corpus.sources], config.plan, seed=run.seed)
     dataset = corpus.training_set(stores, grid=config.grid, seed=run.seed, shapes=config.plan.shapes)
     stream = TrainStream(plan, dataset, config=config.loader, ranks=run.ranks, accept_data=config.run.accept_data)
@@ -83,7 +87,25 @@ def train(config: Config, run: Run) -> Outcome:
 
     loss = partial(loss_fn, config=config.loss)
     outcome = fit(run, engine, data, loss, validate, flops=flops)
-    return compare_layers(config, run, outcome) if outcome.finished else outcome
+    return compare_layers(config, run, outcome, teacher) if outcome.finished else outcome
+
+
+def teacher_of(stores: list[LabelStore], config: Config, run: Run) -> HiddenFeatures | None:
+    """The layer that made the labels, to compare with at the end; None where `features.run` names no run.
+
+    ValueError, before anything is trained, where the run cannot be opened, or has other weights than when it made them.
+    """
+    if config.features.run is None:
+        return None
+    teacher = clustered(config, ranks=run.ranks)
+    for store in stores:
+        if store.card.checkpoint != teacher.checkpoint:
+            raise ValueError(
+                f"{store.directory}: these labels were made by the weights {store.card.checkpoint}, the newest of "
+                f"features.run={config.features.run} are {teacher.checkpoint}; prepare labels with these, or train "
+                "without that run: features.run=null"
+            )
+    return teacher
 
 
 def loss_fn(model: nn.Module, batch: Any, *, config: MaskedPredictionConfig) -> LossOutput:
@@ -117,16 +139,18 @@ def score(model: nn.Module, batch: Any, *, most_frequent: int, config: MaskedPre
     return {f"valid_{name}": counted for name, counted in found.items()}
 
 
-def compare_layers(config: Config, run: Run, outcome: Outcome) -> Outcome:
+def compare_layers(config: Config, run: Run, outcome: Outcome, teacher: HiddenFeatures | None) -> Outcome:
     """Layers of the trained model beside MFCC and the layer that made its labels, as units of held-out speech."""
     held_out = HeldOut.open(config.quality, grid=config.grid, seed=run.seed)
-    features: dict[str, FrameFeatures] = {
-        "mfcc": MfccFeatures("torchaudio"),
-        "teacher": clustered(config, ranks=run.ranks),
-    }
+    features: dict[str, FrameFeatures] = {"mfcc": MfccFeatures("torchaudio")}
+    if teacher is not None:
+        features["teacher"] = replace(teacher, smooth_frames=1)
+        if teacher.smooth_frames > 1:
+            features["targets"] = teacher
+    rivals = [name for name in ("mfcc", "teacher") if name in features]
     for layer in layers_of(run.directory, config.quality.layers, ranks=run.ranks):
         features[f"layer_{layer.layer}"] = layer
-    found = compare(features, held_out, rivals=["mfcc", "teacher"], ranks=run.ranks)
+    found = compare(features, held_out, rivals=rivals, ranks=run.ranks)
     logger.info("%s", found.describe())
     if run.ranks.is_first:
         write_json(run.directory / SCORES, found.scores() | {"step": outcome.step})

@@ -163,6 +163,7 @@ def test_nan_on_one_rank_skips_the_update_on_both(iteration: int, configs: dict[
         (1, ("features.convention=torchaudio",), "features='mfcc:kaldi' instead of 'mfcc:torchaudio'"),
         (1, ("data.labels=labels2",), "features='hubert' instead of 'mfcc:kaldi'"),
         (2, ("features.layer=2",), "layer=1 instead of 2"),
+        (2, ("features.smooth_frames=5",), "features='hubert' instead of 'hubert:smooth5'"),
         (2, ("features.checkpoint=0123",), "' instead of '0123'"),
         (2, ("data.train={other}/train.jsonl",), "manifest="),
         (1, ("data.labels=nowhere",), "make them with the recipe's prepare"),
@@ -175,6 +176,21 @@ def test_labels_of_something_else_are_refused(
     words = [word.format(other=root) for word in setting]
     codes, text = _train(configs, root, *words, iteration=iteration)
     assert codes == [ExitCode.CONFIG] and problem in text, text
+
+
+def test_labels_of_smoothed_frames_are_compared_beside_the_layer(configs: dict[int, Path], root: Path) -> None:
+    words = ("features.run=teacher", "features.smooth_frames=3", "run.name=smooth_labels")
+    codes, text = hubert_runs.prepare(configs[2], root, *words, iteration=2)
+    assert codes == [ExitCode.DONE], text
+    labels = [LabelStore.open(root / name / "labels" / "dev")[0] for name in ("labels2", "smooth_labels")]
+    changes = [int((one[1:] != one[:-1]).sum()) for one in labels]
+    assert changes[1] < changes[0]
+    words = ("features.smooth_frames=3", "data.labels=smooth_labels", "train.max_steps=1")
+    codes, text = _train(configs, root, *words, iteration=2)
+    assert codes == [ExitCode.DONE], text
+    scores = read_json(root / "tiny2" / SCORES)
+    difference = scores["targets/pnmi"] - scores["teacher/pnmi"]
+    assert difference != 0 and scores["targets/pnmi_over_teacher"] == pytest.approx(difference)
 
 
 def test_a_report_shows_the_clusters(configs: dict[int, Path], root: Path) -> None:

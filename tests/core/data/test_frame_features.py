@@ -1,5 +1,7 @@
 """Features of clips: in batches as alone, long clips in parts, unreadable ones noted."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import soundfile
@@ -7,7 +9,7 @@ import torch
 from lhotse import MonoCut, Recording
 from torch import Tensor
 
-from core.data.frame_features import HiddenFeatures, MfccFeatures, extract
+from core.data.frame_features import HiddenFeatures, MfccFeatures, extract, smoothed
 from core.data.frame_labels import FrameGrid
 from core.data.index import ManifestIndex, write_manifest
 from core.data.reading import BadSample
@@ -75,6 +77,21 @@ def test_a_long_clip_is_cut_at_frames() -> None:
     assert model.most_frames == 13
     torch.testing.assert_close(parts, whole)
     assert part_lengths.tolist() == lengths.tolist() == [GRID.num_frames(audio.size(1))]
+
+
+@pytest.mark.parametrize("width", [1, 3, 5, 9])
+def test_smoothed_frames_are_weighted_means_of_their_clips_own(width: int) -> None:
+    frames, num_frames = torch.randn(3, 12, 4), torch.tensor([12, 7, 1])
+    found = smoothed(frames, num_frames, width=width)
+    half = width // 2
+    for row, length in enumerate(num_frames.tolist()):
+        for place in range(length):
+            near = range(max(0, place - half), min(length, place + half + 1))
+            weights = [half + 1 - abs(other - place) for other in near]
+            expected = np.average(frames[row, near.start : near.stop].numpy(), axis=0, weights=weights)
+            np.testing.assert_allclose(found[row, place].numpy(), expected, rtol=1e-5, atol=1e-6)
+    labels = replace(hidden(Windows()), smooth_frames=width).name
+    assert labels == ("hubert" if width == 1 else f"hubert:smooth{width}")
 
 
 def test_normalized_as_each_clip_alone() -> None:
