@@ -28,6 +28,7 @@ REPORT = "report.html"
 PICTURE = "report.png"
 CLUSTERS = "clusters.png"
 SIMILARITIES = "similarities.png"
+NEIGHBOURS = "neighbours.jsonl"
 TENSORBOARD = "tensorboard"
 LOGS = "logs"
 CHECKPOINTS = "checkpoints"
@@ -200,10 +201,17 @@ def is_overtaken(lineage: Mapping[int, int], *, token: int, step: int) -> bool:
     return any(later > token and resumed < step for later, resumed in lineage.items())
 
 
+def pieces_so_far(run_directory: Path) -> int:
+    """How far the links of a preparation have come: `step` is the number of pieces made, as it has no updates."""
+    planned = (ExitCode.DONE, ExitCode.CONTINUE)
+    ends = (record for record in read_records(run_directory / LEDGER) if record.get("event") == "ended")
+    return max((record.get("step") or 0 for record in ends if record.get("exit_code") in planned), default=0)
+
+
 def record_link(run_directory: Path, *, event: str, link: int, **facts: Any) -> None:
     """Append one event of a link (`submitted`, `started`, `ended`) to the ledger `chain.jsonl`.
 
-    Keys: `submitted`: job_id, seed, argv, commit, dirty. `started`: job_id, host, pid, token, step, seed.
+    Keys: `submitted`: job_id, seed, argv, commit, dirty. `started`: job_id, host, pid, token, step, seed, config_hash.
     `ended`: exit_code, reason, step, token, train_s, wall_s.
     """
     append_record(run_directory / LEDGER, {"event": event, "link": link, "time": now(), **facts})

@@ -10,7 +10,7 @@ from core.runfiles import DONE, STOP, now, write_whole
 from launchers.ledger import Link, holder, read_links
 from launchers.runs import find_run
 from launchers.slurm_commands import cancel_jobs
-from launchers.slurm_queue import active, read_queue, slurm_jobs
+from launchers.slurm_queue import active, job_facts, read_queue, slurm_jobs
 from launchers.sweep_file import members
 
 
@@ -26,7 +26,7 @@ def _cancel(run: Path, name: str) -> None:
         return
     write_whole(run / STOP, f"cancelled by {getpass.getuser()} at {now()}\n")
     links = read_links(run)
-    num_asked = _cancel_jobs(links) + _stop_here(run, links)
+    num_asked = _cancel_jobs(links) + _stop_holder(run, links)
     print(f"run {name} is cancelled" + ("; it saves and stops" if num_asked else ""))
     print(f"take it up again with: ./launch.sh extend {name} -n 1")
 
@@ -50,15 +50,24 @@ def _cancel_jobs(links: list[Link]) -> int:
     return len(running) if problems[1] is None else 0
 
 
-def _stop_here(run: Path, links: list[Link]) -> int:
-    """Ask the rank 0 that works on this machine to save and stop; 1 if there is one."""
+def _stop_holder(run: Path, links: list[Link]) -> int:
+    """Ask the rank 0 at work to save and stop where no link of the launcher does; 1 if there is one that hears it.
+
+    On this machine by its process, elsewhere by its SLURM job: somebody typed `sbatch FILE.sub`.
+    """
     lease = holder(run)
-    if lease is None or lease["host"] != socket.gethostname():
+    on_slurm = {job for link in links if link.is_on_slurm for job in (link.job_id, link.started.get("job_id"))}
+    if lease is None or lease.get("job_id") in on_slurm:
         return 0
-    on_slurm = {link.job_id for link in links if link.is_on_slurm} | {
-        link.started.get("job_id") for link in links if link.is_on_slurm
-    }
-    if lease.get("job_id") in on_slurm:
+    job, host = str(lease.get("job_id")), str(lease["host"])
+    if host == socket.gethostname():
+        os.kill(int(lease["pid"]), signal.SIGTERM)
+        return 1
+    facts = (job_facts(job) or {}) if job.isdigit() else {}
+    if facts.get("BatchHost", "").partition(".")[0] != host.partition(".")[0]:  # another job with the same number
+        print(f"warning: {job} on {host} is at work and goes on; stop it there")
         return 0
-    os.kill(int(lease["pid"]), signal.SIGTERM)
-    return 1
+    problem = cancel_jobs([job], options=["--signal=USR1"])
+    if problem is not None:
+        print(f"warning: scancel: {problem}\njob {job} on {host} is at work and goes on")
+    return int(problem is None)

@@ -12,7 +12,7 @@ from launchers.code_version import code_version
 from launchers.environment import ROOT
 from launchers.ledger import newest_step, read_links
 from launchers.local_link import DebugLink, LocalLink, StopRequests
-from launchers.refusal import refusal
+from launchers.refusal import LAUNCHER_LOCK, refusal
 from launchers.results import print_results
 from launchers.runs import LaunchError
 from launchers.slurm_commands import SlurmError
@@ -71,6 +71,24 @@ def queue_on_slurm(run: Run, num_links: int, *, after: str | None, keep_queued: 
     return queued
 
 
+@contextmanager
+def alone(directory: Path) -> Iterator[None]:
+    """One launcher at a time works on a run, or queues links of it. LaunchError if there is one already."""
+    (directory / LOGS).mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(directory / LOGS / LAUNCHER_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LaunchError(
+                f"another launcher is at work on this run; see it with: ./launch.sh logs {directory.name} -f",
+                exit_code=ExitCode.LEASE,
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def say_what_to_type(name: str) -> None:
     """The commands that a person wants after a chain is queued."""
     print(f"look with   ./launch.sh status {name}\nread with   ./launch.sh logs {name} -f")
@@ -83,7 +101,7 @@ def work_here(run: Run, num_links: int) -> int:
     if notice:
         print(f"baton: {notice}")
     outcomes: list[Outcome] = []
-    with _alone(run.directory), StopRequests() as stops:
+    with alone(run.directory), StopRequests() as stops:
         first = next_link(run.directory)
         for link in range(first, first + num_links):
             work = DebugLink(run, link) if run.cluster == "debug" else LocalLink(run, link)
@@ -117,24 +135,6 @@ def _fail(run: Run, reason: str, last: Outcome) -> int:
     print(f"baton: the chain stops: {reason}", file=sys.stderr)
     print(f"baton: when that is mended, go on with: {continue_command(run)}", file=sys.stderr)
     return last.exit_code or int(ExitCode.BUG)
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """One launcher at a time works on a run here. LaunchError if there is one already."""
-    (directory / LOGS).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory / LOGS / "launcher.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LaunchError(
-                f"another launcher is at work on this run; see it with: ./launch.sh logs {directory.name} -f",
-                exit_code=ExitCode.LEASE,
-            ) from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _short(path: Path) -> Path:

@@ -37,13 +37,27 @@ class ArrayExecutor(BatchExecutor):
 
 def submit_array(runs: Sequence[tuple[Run, int]], *, name: str, folder: Path, after: str | None) -> list[str]:
     """Submit a link of each run, all with the resources of the first; the job id of each. SlurmError if refused."""
+    calls = [run.call(number) for run, number in runs]
+    delayed = [DelayedSubmission(*positional, **keywords) for positional, keywords in calls]
+    executor = _executor(runs, name=name, folder=folder, after=after)
+    return [str(job.job_id) for job in executor._internal_process_submissions(delayed)]
+
+
+def array_text(runs: Sequence[tuple[Run, int]], *, name: str, folder: Path, after: str | None) -> str:
+    """The batch script that `submit_array` hands to sbatch, and below it what each of its tasks runs."""
+    executor = _executor(runs, name=name, folder=folder, after=after)
+    executor.parameters["map_count"] = len(runs)
+    text = executor._make_submission_file_text(executor._submitit_command_str, "NUMBER")
+    tasks = [f"# task {place}: {run.command(number)}\n" for place, (run, number) in enumerate(runs)]
+    return "".join([text, *tasks])
+
+
+def _executor(runs: Sequence[tuple[Run, int]], *, name: str, folder: Path, after: str | None) -> ArrayExecutor:
     executor = ArrayExecutor(folder=folder)
     first, link = runs[0]
     named = replace(first, directory=first.directory.with_name(name))
     executor.update_parameters(**slurm_parameters(named, link, after=after))
-    calls = [run.call(number) for run, number in runs]
-    delayed = [DelayedSubmission(*positional, **keywords) for positional, keywords in calls]
-    return [str(job.job_id) for job in executor._internal_process_submissions(delayed)]
+    return executor
 
 
 def comparison_script(name: str, run: Run, options: Mapping[str, str], *, output: Path, after: str) -> str:

@@ -27,8 +27,12 @@ class Prepared:
 
     run: "Run"
     wish: Wish
-    after: str | None  # the job that its first link waits for
-    is_new: bool
+    after: str | None  # the jobs that its first link waits for
+    num_known: int  # links that the run had when this was decided
+
+    @property
+    def is_new(self) -> bool:
+        return not self.num_known
 
 
 def extend(name: str, *, num_links: int, overrides: list[str], cluster: str | None, is_live: bool) -> int:
@@ -93,7 +97,7 @@ def prepare(wish: Wish, header: Header, *, gate: str | None = None) -> Prepared 
     from launchers.submission import Run  # late, because submitit is slow to import and wants nothing above
 
     run = Run(directory, header, overrides, base, cluster, code, gate)  # type: ignore[arg-type]
-    return Prepared(run, wish, after, is_new=not links)
+    return Prepared(run, wish, after, num_known=len(links))
 
 
 @cache
@@ -147,19 +151,28 @@ def show(prepared: Prepared) -> int:
 
 def start(prepared: Prepared) -> int:
     """Queue the links, or do them here."""
-    from launchers.chain import queue_on_slurm, work_here
+    from launchers.chain import alone, queue_on_slurm, work_here
 
-    make_ready(prepared)
     if prepared.run.cluster == "slurm":
-        wish = prepared.wish
-        queue_on_slurm(prepared.run, wish.num_links, after=prepared.after, keep_queued=wish.keep_queued)
+        with alone(prepared.run.directory):
+            make_ready(prepared)
+            wish = prepared.wish
+            queue_on_slurm(prepared.run, wish.num_links, after=prepared.after, keep_queued=wish.keep_queued)
         return int(ExitCode.DONE)
+    make_ready(prepared)
     return work_here(prepared.run, prepared.wish.num_links)
 
 
 def make_ready(prepared: Prepared) -> None:
-    """The run directory, with a copy of a .sub file that is not part of the code, and without an old failure."""
+    """The run directory, with a copy of a .sub file that is not part of the code, and without an old failure.
+
+    LaunchError where another launch came in between: its links are queued, and these would start beside them.
+    """
     run = prepared.run
+    if len(read_links(run.directory)) != prepared.num_known:
+        name = run.directory.name
+        message = f"run {name} has just been launched; see ./launch.sh status {name}, or add links: ./launch.sh extend"
+        raise LaunchError(f"{message} {name} -n {prepared.wish.num_links}", exit_code=ExitCode.LEASE)
     (run.directory / LOGS).mkdir(parents=True, exist_ok=True)
     if run.script.parent == run.directory / LOGS:
         shutil.copyfile(run.header.path, run.script)
@@ -170,19 +183,18 @@ def make_ready(prepared: Prepared) -> None:
 
 
 def _after(wish: Wish, links: list[Link], directory: Path, cluster: str) -> str | None:
-    """The job that the first link waits for: the one named, else the run's last one still in SLURM's queue."""
-    if wish.after is not None:
-        if cluster != "slurm":
-            raise LaunchError(f"--after {wish.after}: only SLURM has a queue, and none answers")
-        if not wish.after.isdigit():
-            raise LaunchError(f"--after {wish.after}: expected the number of a job")
-        return wish.after
+    """The jobs that the first link waits for, as `7` or `7:9`: the one named, and the run's last one in the queue."""
+    named = [] if wish.after is None else [wish.after]
+    if named and cluster != "slurm":
+        raise LaunchError(f"--after {wish.after}: only SLURM has a queue, and none answers")
+    if named and not named[0].isdigit():
+        raise LaunchError(f"--after {wish.after}: expected the number of a job")
     queued = active(read_queue(links), links)
     if queued and cluster == "slurm":
-        return list(queued)[-1]
+        return ":".join(dict.fromkeys([*named, list(queued)[-1]]))
     lease = holder(directory)
-    if queued or lease:
+    if queued or (lease and str(lease.get("job_id")) not in named):
         who = f"job {lease['job_id']} on {lease['host']}" if lease else f"{len(queued)} queued jobs"
         message = f"run {directory.name} is in use by {who}; wait, or: ./launch.sh cancel {directory.name}"
         raise LaunchError(message, exit_code=ExitCode.LEASE)
-    return None
+    return wish.after

@@ -28,6 +28,7 @@ from core.runfiles import (
 
 STALE_HEARTBEAT_S = 90.0
 TAIL_BYTES = 8192  # a dozen records
+PLANNED = (ExitCode.DONE, ExitCode.CONTINUE)
 
 
 @dataclass
@@ -72,13 +73,17 @@ class Link:
 
     @property
     def wall_s(self) -> float | None:
-        """From the start of its processes to the end, as they measured it; else by the ledger's clock."""
-        if not (self.started and self.ended):
-            return None
-        if "wall_s" in self.ended:
-            return float(self.ended["wall_s"])
-        start, end = (datetime.fromisoformat(event["time"]) for event in (self.started, self.ended))
-        return (end - start).total_seconds()
+        return wall_s(self.started, self.ended)
+
+
+def wall_s(started: Mapping[str, Any], ended: Mapping[str, Any]) -> float | None:
+    """From the start of its processes to the end, as they measured it; else by the ledger's clock."""
+    if not (started and ended):
+        return None
+    if "wall_s" in ended:
+        return float(ended["wall_s"])
+    start, end = (datetime.fromisoformat(event["time"]) for event in (started, ended))
+    return (end - start).total_seconds()
 
 
 def end_in_words(ended: Mapping[str, Any]) -> str:
@@ -118,9 +123,8 @@ def read_links(run: Path) -> list[Link]:
 
 def newest_step(run: Path, links: Sequence[Link] | None = None) -> int:
     """The step from which the next link goes on: the newest complete checkpoint, or where a link ended as planned."""
-    planned = (ExitCode.DONE, ExitCode.CONTINUE)
     links = read_links(run) if links is None else links
-    steps = [link.step or 0 for link in links if link.exit_code in planned]
+    steps = [link.step or 0 for link in links if link.exit_code in PLANNED]
     return max([*steps, _saved_step(run / CHECKPOINTS)])
 
 
@@ -139,18 +143,30 @@ def _saved_step(checkpoints: Path) -> int:
     return 0
 
 
-def latest_metrics(run: Path) -> dict[str, Any]:
-    """The newest value of every name in metrics.jsonl, from the end of the file only."""
+def latest_metrics(run: Path, links: Sequence[Link]) -> dict[str, Any]:
+    """The newest value of every name in metrics.jsonl that counts, from the end of the file only.
+
+    What a job wrote beyond the step from which a later one went on does not count: a node that was cut off may go on
+    writing.
+    """
     path = run / METRICS
     if not path.exists():
         return {}
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        tail = file.read()
-    merged: dict[str, Any] = {}
-    for record in _records(tail):
-        merged.update(record)
-    return merged
+    size, length = path.stat().st_size, TAIL_BYTES
+    starts = {link.started["token"]: link.started.get("step", 0) for link in links if "token" in link.started}
+    lineage = {**read_lineage(run / CHECKPOINTS), **starts}
+    while True:
+        with path.open("rb") as file:
+            file.seek(max(0, size - length))
+            tail = file.read()
+        merged: dict[str, Any] = {}
+        for record in _records(tail):
+            token, step = record.get("token"), record.get("step")
+            if token is None or step is None or not is_overtaken(lineage, token=token, step=step):
+                merged.update(record)
+        if merged or length >= size:
+            return merged
+        length *= 8  # what does not count fills the end
 
 
 def _records(tail: bytes) -> list[dict[str, Any]]:

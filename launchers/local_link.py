@@ -9,7 +9,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from core.runfiles import EXIT_WORDS, record_link
+from core.runfiles import EXIT_WORDS, ExitCode, record_link
 from launchers.ledger import describe_exit, holder, is_alive, newest_step, read_links
 from launchers.log_tail import LogTail
 from launchers.submission import Run, debug_here, start_here
@@ -116,7 +116,8 @@ class LocalLink:
         if ledger is None or not ledger.ended:
             code = self._exit_code()
             reason = EXIT_WORDS.get(code, describe_exit(code))
-            record_link(directory, event="ended", link=self.link, exit_code=code, reason=reason, step=None)
+            ran = code != ExitCode.LEASE
+            record_link(directory, event="ended", link=self.link, exit_code=code, reason=reason, step=None, ran=ran)
             ledger = next(one for one in read_links(directory) if one.number == self.link)
         return Outcome(
             link=self.link,

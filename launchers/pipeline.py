@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from core.runfiles import DONE, ExitCode, runs_root
-from launchers.chain import queue_on_slurm
+from launchers.chain import alone, queue_on_slurm
 from launchers.launch import Prepared, make_ready, prepare, say, show, start
 from launchers.ledger import read_links
 from launchers.pipeline_file import Stage, read_pipeline
@@ -76,10 +76,11 @@ def _queue(todo: list[Prepared]) -> int:
     after = todo[0].after
     for prepared in todo:
         say(prepared)
-        make_ready(prepared)
         wish = prepared.wish
         try:
-            jobs = queue_on_slurm(prepared.run, wish.num_links, after=after, keep_queued=wish.keep_queued)
+            with alone(prepared.run.directory):
+                make_ready(prepared)
+                jobs = queue_on_slurm(prepared.run, wish.num_links, after=after, keep_queued=wish.keep_queued)
         except LaunchError as error:
             words = [str(error)]
             if not wish.keep_queued:

@@ -9,6 +9,7 @@ from core.runfiles import LEDGER, LOGS, record_link
 from launchers.slurm_commands import SlurmError, cancel_jobs
 
 Queued = tuple[int, str]  # link, job
+LAUNCHER_LOCK = "launcher.lock"  # among the logs, held by the launcher at work on a run
 
 
 def refusal(directory: Path, link: int, queued: Sequence[Queued], *, error: SlurmError, is_kept: bool) -> str:
@@ -44,6 +45,7 @@ def _forget(directory: Path, link: int) -> None:
     if not (directory / LEDGER).exists():
         for script in directory.glob(f"{LOGS}/*.sub"):
             script.unlink()
+        (directory / LOGS / LAUNCHER_LOCK).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # not empty
             (directory / LOGS).rmdir()
             directory.rmdir()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.runfiles import PICTURE, REPORT, SCORES
+from launchers.attempts import Attempt, read_attempts
 from launchers.ledger import Link, latest_metrics, newest_step, read_links
 from launchers.tables import console, duration, table
 
@@ -22,16 +23,17 @@ def read_scores(run: Path) -> dict[str, float]:
     return {name: value for name, value in scores.items() if isinstance(value, int | float)}
 
 
-def summary(run: Path, links: Sequence[Link], metrics: Mapping[str, Any], *, resume_step: int) -> dict[str, Any]:
-    """What a program may want to know of a run's result."""
-    walls = [link.wall_s for link in links if link.wall_s is not None]
+def summary(
+    run: Path, links: Sequence[Link], attempts: Sequence[Attempt], metrics: Mapping[str, Any], *, resume_step: int
+) -> dict[str, Any]:
+    """What a program may want to know of a run's result. The times are of all attempts, requeued ones included."""
     return {
         "run": run.name,
         "step": max(resume_step, int(metrics.get("step", 0))),
         "links": len(links),
         "seeds": [link.seed for link in links],
-        "time_s": sum(walls),
-        "train_s": sum(float(link.ended.get("train_s") or 0.0) for link in links),
+        "time_s": sum(attempt.wall_s or 0.0 for attempt in attempts),
+        "train_s": sum(float(attempt.ended.get("train_s") or 0.0) for attempt in attempts),
         "scores": read_scores(run),
         "files": [str(run / name) for name in (REPORT, PICTURE) if (run / name).exists()],
     }
@@ -40,7 +42,8 @@ def summary(run: Path, links: Sequence[Link], metrics: Mapping[str, Any], *, res
 def print_results(run: Path) -> None:
     """Error rates by split and decoding, every other score, and what the run took."""
     links = read_links(run)
-    facts = summary(run, links, latest_metrics(run), resume_step=newest_step(run, links))
+    metrics = latest_metrics(run, links)
+    facts = summary(run, links, read_attempts(run), metrics, resume_step=newest_step(run, links))
     scores: dict[str, float] = facts["scores"]
     out = console()
     plural = "" if facts["links"] == 1 else "s"

@@ -1,15 +1,18 @@
 """Everything that is known of a run, from its files and SLURM's queue: what `status --json` prints."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from core.runfiles import DONE, FAILED, STOP
-from launchers.ledger import Link, holder, latest_metrics, newest_step, read_links, state_of
+from launchers.attempts import Attempt, read_attempts
+from launchers.ledger import Link, end_in_words, holder, latest_metrics, newest_step, read_links, state_of
 from launchers.results import summary
 from launchers.slurm_link import STATES
 from launchers.slurm_queue import Job, active, read_queue
+
+DIED = frozenset("BOOT_FAIL DEADLINE NODE_FAIL OUT_OF_MEMORY PREEMPTED TIMEOUT".split())
 
 
 def facts_of(runs: Iterable[Path]) -> list[dict[str, Any]]:
@@ -20,23 +23,35 @@ def facts_of(runs: Iterable[Path]) -> list[dict[str, Any]]:
 
 
 def _facts(run: Path, links: list[Link], queue: Mapping[str, Job]) -> dict[str, Any]:
-    metrics = latest_metrics(run)
+    metrics = latest_metrics(run, links)
+    attempts = read_attempts(run)
     resume_step = newest_step(run, links)
     state = state_of(run, links, queue=active(queue, links))
+    if state == "not started" and any(_died_early(run, link, links, queue.get(link.job_id or "")) for link in links):
+        state = "failed"
     return {
-        **summary(run, links, metrics, resume_step=resume_step),
+        **summary(run, links, attempts, metrics, resume_step=resume_step),
         "state": state,
         "loss": metrics.get("loss"),
         "eta_s": metrics.get("eta_s"),
         "resume_step": resume_step,
         "directory": str(run),
         "why": _why(run, links),
-        "training_time_ratio": training_time_ratio(links),
-        "link_table": [_link_facts(run, link, links, queue, state) for link in links],
+        "training_time_ratio": training_time_ratio(attempts),
+        "link_table": [
+            _link_facts(run, link, links, [one for one in attempts if one.link == link.number], queue, state)
+            for link in links
+        ],
     }
 
 
-def _link_facts(run: Path, link: Link, links: list[Link], queue: Mapping[str, Job], state: str) -> dict[str, Any]:
+def _link_facts(
+    run: Path, link: Link, links: list[Link], attempts: list[Attempt], queue: Mapping[str, Job], state: str
+) -> dict[str, Any]:
+    """`attempts`: the starts of this link, several where SLURM requeued it."""
+    last = link.outcome or _unended(run, link, links, queue.get(link.job_id or ""), state)
+    earlier = [end_in_words(attempt.ended) for attempt in attempts[:-1] if attempt.ended]
+    walls = [attempt.wall_s for attempt in attempts if attempt.wall_s is not None]
     return {
         "link": link.number,
         "job_id": link.job_id,
@@ -45,9 +60,9 @@ def _link_facts(run: Path, link: Link, links: list[Link], queue: Mapping[str, Jo
         "first_step": link.started.get("step"),
         "last_step": link.step,
         "exit_code": link.exit_code,
-        "outcome": link.outcome or _unended(run, link, links, queue.get(link.job_id or ""), state),
-        "time_s": link.wall_s,
-        "training_time_ratio": training_time_ratio([link]),
+        "outcome": "; then ".join([*earlier, last]),
+        "time_s": sum(walls) if walls else None,
+        "training_time_ratio": training_time_ratio(attempts),
         "commit": link.submitted.get("commit"),
         "dirty": link.submitted.get("dirty"),
         "code": link.submitted.get("code"),
@@ -66,10 +81,22 @@ def _unended(run: Path, link: Link, links: list[Link], job: Job | None, state: s
         return "running" if job.state == "RUNNING" else job.words
     if job is not None and not job.is_over:
         return job.words
+    if _died_early(run, link, links, job):
+        assert job is not None
+        return f"died before it began to work: {STATES.get(job.state, 'see its log')}"
     if any(later.started for later in links if later.number > link.number):
         return "never began"
     markers = {DONE: "not needed: the run was done", STOP: "cancelled before it began", FAILED: "not tried any more"}
     return next((words for marker, words in markers.items() if (run / marker).exists()), "not started")
+
+
+def _died_early(run: Path, link: Link, links: list[Link], job: Job | None) -> bool:
+    """Whether SLURM says that a job is dead that never told of a start."""
+    if job is None or link.started or link.ended:
+        return False
+    is_told = any((run / marker).exists() for marker in (DONE, STOP, FAILED))  # then it had nothing to do, and left
+    is_followed = any(later.started for later in links if later.number > link.number)
+    return job.state in DIED or (job.state == "FAILED" and not is_told and not is_followed)
 
 
 def _why(run: Path, links: list[Link]) -> str:
@@ -85,20 +112,21 @@ def _why(run: Path, links: list[Link]) -> str:
     return ""
 
 
-def training_time_ratio(links: list[Link]) -> float | None:
-    """The share of the links' time that went into steps that count; None where nothing is measured.
+def training_time_ratio(attempts: Sequence[Attempt]) -> float | None:
+    """The share of the attempts' time that went into steps that count; None where nothing is measured.
 
-    Steps that a later link had to do again count as lost, and so does a link that died without a word.
+    Steps that a later attempt had to do again count as lost, and so does one that died without a word: for one that
+    SLURM requeued, until it was started again.
     """
-    started = [link for link in links if link.started and link.ended]
-    total_s = sum(link.wall_s or 0.0 for link in started)
-    if not started or total_s <= 0 or not any("train_s" in link.ended for link in started):
+    ended = [attempt for attempt in attempts if attempt.started and attempt.ended]
+    total_s = sum(attempt.wall_s or 0.0 for attempt in ended)
+    if not ended or total_s <= 0 or not any("train_s" in attempt.ended for attempt in ended):
         return None
     kept_s = 0.0
-    for link, later in pairwise([*started, None]):
-        assert link is not None
-        done = (link.step or 0) - link.started.get("step", 0)
-        lost = 0 if later is None else max(0, (link.step or 0) - later.started.get("step", 0))
-        share = 1.0 if done <= 0 else max(0.0, 1 - lost / done)
-        kept_s += share * float(link.ended.get("train_s") or 0.0)
+    for attempt, later in pairwise([*ended, None]):
+        assert attempt is not None
+        start, end = attempt.started.get("step", 0), attempt.ended.get("step") or 0
+        lost = 0 if later is None else max(0, end - later.started.get("step", 0))
+        share = 1.0 if end <= start else max(0.0, 1 - lost / (end - start))
+        kept_s += share * float(attempt.ended.get("train_s") or 0.0)
     return min(1.0, kept_s / total_s)

@@ -68,7 +68,7 @@ def submit(script: Path) -> str:
     """Hand a batch script to sbatch; the job's id. SlurmError with sbatch's words where it is refused.
 
     A submission that got no answer may have arrived. It is looked for in the queue by the name of its script, which
-    no other submission has, before it is tried again.
+    no other submission has, before it is tried again; where the queue does not answer either, it is not.
     """
     for attempt in range(1, ATTEMPTS + 1):
         try:
@@ -76,7 +76,7 @@ def submit(script: Path) -> str:
         except SlurmError as error:
             if not error.is_unclear:
                 raise
-            found = _find_job(script)
+            found = _find_job(script, because=error)
             if found is not None:
                 return found
             if attempt == ATTEMPTS:
@@ -92,12 +92,13 @@ def _job_id(answer: str) -> str:
     return match[1]
 
 
-def _find_job(script: Path) -> str | None:
-    """The job of a batch script in the queue; None if it is not there, or the queue cannot be seen."""
+def _find_job(script: Path, *, because: SlurmError) -> str | None:
+    """The job of a batch script, also one that is over; None if there is none. SlurmError if squeue cannot say."""
     try:
-        answer = ask(["squeue", "--noheader", "--me", "--format=%A %o"])
-    except SlurmError:
-        return None
+        answer = ask(["squeue", "--noheader", "--me", "--states=all", "--format=%A %o"])
+    except SlurmError as error:
+        words = f"{because}\nand squeue: {error}\n{script} may be queued: look with squeue --me, and scancel it"
+        raise SlurmError(words, is_unclear=True) from None
     jobs = (line.partition(" ") for line in answer.splitlines())
     return next((job for job, _, command in jobs if command.strip() == str(script)), None)
 

@@ -4,7 +4,7 @@
 
 Before: it writes down how the links before it ended, where they could not. A run that is over, stopped, or makes no
 progress is not trained; the links that still wait are cancelled. After: the same, and its own end if nobody told it.
-Its exit code is the .sub file's.
+A link that another job keeps from the run touches nothing of that job's chain. Its exit code is the .sub file's.
 """
 
 import os
@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from core.runfiles import (
     DONE,
@@ -56,16 +58,28 @@ def main(words: list[str]) -> int:
     links = read_links(directory)
     first = first_link_of(links, number)
     note_ends(directory, links, number, first=first)
-    code = verdict(directory, number, first=first)
+    attempts = read_attempts(directory, first_link=first)
+    code = verdict(directory, number, attempts)
     if code is not None:
         return code
     take_over(directory)
-    before = len(read_attempts(directory, first_link=number))
+    before = sum(attempt.link == number for attempt in attempts)
     code = subprocess.run(command).returncode
     code = 128 - code if code < 0 else code
-    _note_own_end(directory, number, code, before=before)
-    finish(directory, read_attempts(directory, first_link=number)[-1].ended.get("exit_code"))
-    verdict(directory, number, first=first)
+    attempts = read_attempts(directory, first_link=first)
+    mine = [attempt for attempt in attempts if attempt.link == number][before:]
+    if code == ExitCode.LEASE:
+        if not mine:
+            _record_end(directory, number, exit_code=code, reason="", ran=False)
+        return code
+    if not any(attempt.ended for attempt in mine):
+        if not mine:
+            mine = [Attempt(number)]
+            attempts += mine
+        mine[-1].ended = _note_own_end(directory, number, code)
+    with suppress(OSError):  # a full disk: the next link finds no mark, and does what is left
+        finish(directory, mine[-1].ended.get("exit_code"))
+    verdict(directory, number, attempts)
     return code
 
 
@@ -81,8 +95,11 @@ def first_link_of(links: list[Link], number: int) -> int:
     return number if mine is None else int(mine.submitted.get("first_link", number))
 
 
-def verdict(directory: Path, number: int, *, first: int) -> int | None:
-    """None where the chain goes on; else the exit code of a link with nothing to do, and the rest is cancelled."""
+def verdict(directory: Path, number: int, attempts: list[Attempt]) -> int | None:
+    """None where the chain goes on; else the exit code of a link with nothing to do, and the rest is cancelled.
+
+    `attempts`: of this launch. A disk that takes no mark stops the chain all the same.
+    """
     code: int | None = None
     if (directory / DONE).exists():
         print(f"baton: run {directory.name} is done")
@@ -92,22 +109,27 @@ def verdict(directory: Path, number: int, *, first: int) -> int | None:
         code = int(ExitCode.CONTINUE)
     elif (closed := _closed_gate()) is not None:
         print(f"baton: {closed}")
-        record_link(
-            directory, event="ended", link=number, exit_code=ExitCode.CONTINUE, reason=closed, step=None, ran=False
-        )
+        _record_end(directory, number, exit_code=int(ExitCode.CONTINUE), reason=closed, ran=False)
         code = int(ExitCode.CONTINUE)
-    else:
-        if not (directory / FAILED).exists():
-            reason = reason_to_stop(outcomes(directory, read_attempts(directory, first_link=first)))
-            if reason is not None:
-                write_whole(directory / FAILED, reason + "\n")
-        if (directory / FAILED).exists():
-            print(f"baton: the chain stops: {(directory / FAILED).read_text(encoding='utf-8').strip()}")
-            code = int(ExitCode.CONTINUE)
+    elif (reason := _failure(directory, attempts)) is not None:
+        print(f"baton: the chain stops: {reason}")
+        code = int(ExitCode.CONTINUE)
     if code is not None:
         _cancel_rest(directory, number)
-    sys.stdout.flush()
+    with suppress(OSError):  # the log may be on the disk that is full
+        sys.stdout.flush()
     return code
+
+
+def _failure(directory: Path, attempts: list[Attempt]) -> str | None:
+    """Why no link is to be tried any more, in words; it is marked, where the disk takes the mark."""
+    if (directory / FAILED).exists():
+        return (directory / FAILED).read_text(encoding="utf-8").strip()
+    reason = reason_to_stop(outcomes(directory, attempts))
+    if reason is not None:
+        with suppress(OSError):
+            write_whole(directory / FAILED, reason + "\n")
+    return reason
 
 
 def _closed_gate() -> str | None:
@@ -127,19 +149,41 @@ def _cancel_rest(directory: Path, number: int) -> None:
 
 
 def note_ends(directory: Path, links: list[Link], number: int, *, first: int) -> None:
-    """Write down how earlier links of this launch ended, and this one where SLURM started it again."""
+    """Write down how earlier links of this launch ended, and this one where SLURM started it again.
+
+    Of the link before that died of a signal, SLURM may know more by now than the link itself could write.
+    """
     for link in links:
-        if first <= link.number < number and not link.ended and link.job_id is not None:
+        if not first <= link.number < number or link.job_id is None:
+            continue
+        if not link.ended:
             facts = end_of_job(link.job_id, has_started=bool(link.started))
             if facts is not None:
-                record_link(directory, event="ended", link=link.number, step=None, **facts)
+                _record_end(directory, link.number, **facts)
+        elif link.number == number - 1 and _is_unexplained(link.ended):
+            facts = end_of_job(link.job_id, has_started=bool(link.started))
+            if facts is not None and facts["slurm_state"] in STATES:
+                _record_end(directory, link.number, **facts, corrected=True)
     if int(os.environ.get("SLURM_RESTART_COUNT") or 0):
         attempts = read_attempts(directory, first_link=number)
         if attempts and attempts[-1].link == number and not attempts[-1].ended:
-            record_link(directory, event="ended", link=number, step=None, **_facts("REQUEUED", None))
+            _record_end(directory, number, **_facts("REQUEUED", None))
 
 
-def end_of_job(job: str, *, has_started: bool) -> Mapping[str, object] | None:
+def _is_unexplained(ended: Mapping[str, Any]) -> bool:
+    """Whether a launcher noted a signal as the end, and knew no more."""
+    return "token" not in ended and "slurm_state" not in ended and (ended.get("exit_code") or 0) < 0
+
+
+def _record_end(directory: Path, number: int, **facts: Any) -> None:
+    """An end that the link did not tell itself. A full disk is no reason to stay: what is to be done is done."""
+    try:
+        record_link(directory, event="ended", link=number, step=None, **facts)
+    except OSError as error:
+        print(f"baton: the end of link {number} cannot be written down: {error}")
+
+
+def end_of_job(job: str, *, has_started: bool) -> Mapping[str, Any] | None:
     """What SLURM remembers of the end of a job, as a record's facts; None where it is not over."""
     facts = job_facts(job) or {}  # the link after it runs, so it is over, whatever SLURM still knows
     state = facts.get("JobState", "")
@@ -151,7 +195,7 @@ def end_of_job(job: str, *, has_started: bool) -> Mapping[str, object] | None:
     return _facts(state, code)
 
 
-def _facts(state: str, code: int | None) -> dict[str, object]:
+def _facts(state: str, code: int | None) -> dict[str, Any]:
     """`exit_code`, `reason` and `slurm_state` of a record `ended`."""
     known = {"NODE_FAIL": ExitCode.NODE, "BOOT_FAIL": ExitCode.NODE, "OUT_OF_MEMORY": ExitCode.OUT_OF_MEMORY}
     if state in STATES:
@@ -159,13 +203,12 @@ def _facts(state: str, code: int | None) -> dict[str, object]:
     return {"exit_code": code, "reason": STATES.get(state, describe_exit(code)), "slurm_state": state or None}
 
 
-def _note_own_end(directory: Path, number: int, code: int, *, before: int) -> None:
-    """Where the ranks died without a word, their exit code is what is known."""
-    mine: list[Attempt] = read_attempts(directory, first_link=number)[before:]
-    if not any(attempt.link == number and attempt.ended for attempt in mine):
-        signed = 128 - code if 128 < code <= 192 else code
-        reason = "" if signed == ExitCode.CONTINUE else describe_exit(signed)
-        record_link(directory, event="ended", link=number, exit_code=signed, reason=reason, step=None)
+def _note_own_end(directory: Path, number: int, code: int) -> dict[str, Any]:
+    """Where the ranks died without a word, their exit code is what is known; the record's facts."""
+    signed = 128 - code if 128 < code <= 192 else code
+    facts = {"exit_code": signed, "reason": "" if signed == ExitCode.CONTINUE else describe_exit(signed)}
+    _record_end(directory, number, **facts)
+    return facts
 
 
 if __name__ == "__main__":

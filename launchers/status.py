@@ -25,7 +25,7 @@ def show_all(*, as_json: bool) -> None:
         loss = f"{row['loss']:.4g}" if isinstance(row["loss"], float) else ""
         eta = duration(row["eta_s"]) if row["state"] == "running" else ""
         lines.append([row["run"], row["state"], f"{row['step']:,}", loss, str(row["links"]), eta])
-    print_list(["run", "state", "step", "loss", "links", "ETA"], lines, colors=COLORS)
+    print_list(["run", "state", "step", "loss", "links", "ETA"], lines, colors=COLORS, gives_way="run")
 
 
 def _state(row: dict[str, Any]) -> str:
@@ -55,10 +55,10 @@ def show_one(name: str, *, as_json: bool) -> None:
         steps = " - ".join(str(step) for step in (link["first_step"], link["last_step"]) if step is not None)
         ratio = link["training_time_ratio"]
         job, seed, node = ("" if link[key] is None else str(link[key]) for key in ("job_id", "seed", "node"))
-        time = duration(link["time_s"])
+        time, node = duration(link["time_s"]), node.partition(".")[0]
         lines.append([str(link["link"]), job, steps, seed, node, time, "" if ratio is None else f"{ratio:.0%}"])
     print()
-    print_list(["link", "job", "steps", "seed", "node", "time", "train"], lines, colors={})
+    print_list(["link", "job", "steps", "seed", "node", "time", "train"], lines, colors={}, gives_way="node")
     print()
     for link in row["link_table"]:
         if link["outcome"]:

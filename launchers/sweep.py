@@ -7,12 +7,13 @@ Link 1 of all runs is one job array, link 2 another that waits for it, and so on
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 from core.runfiles import LOGS, ExitCode
-from launchers.chain import next_link, record_submission
+from launchers.chain import alone, next_link, record_submission
 from launchers.compare import compare
 from launchers.header import Header
-from launchers.job_array import comparison_script, submit_array
+from launchers.job_array import array_text, comparison_script, submit_array
 from launchers.launch import Prepared, header_of, make_ready, prepare, show, start
 from launchers.refusal import take_back
 from launchers.runs import LaunchError, checked
@@ -48,12 +49,12 @@ def sweep(wish: Wish) -> int:
     for run, point in zip(names, grid, strict=True):
         print(f"  {run}: {' '.join(point)}")
     if wish.is_dry:
-        for prepared in todo:
-            show(prepared)
+        _show(name, todo, header)
         return int(ExitCode.DONE)
     write_sweep(name, content)
     if todo and todo[0].run.cluster == "slurm":
-        _queue(name, todo, header)
+        with alone(directory_of(name)):
+            _queue(name, todo, header)
         return int(ExitCode.DONE)
     for prepared in todo:
         code = start(prepared)
@@ -99,17 +100,47 @@ def split_values(text: str) -> list[str]:
     return values
 
 
+def _show(name: str, todo: list[Prepared], header: Header) -> None:
+    """What would be done: on SLURM the arrays and the comparison, here one run after the other."""
+    if not todo or todo[0].run.cluster != "slurm":
+        for prepared in todo:
+            show(prepared)
+        return
+    firsts, after = [next_link(prepared.run.directory) for prepared in todo], _after(todo)
+    for link in range(todo[0].wish.num_links):
+        runs = [(prepared.run, first + link) for prepared, first in zip(todo, firsts, strict=True)]
+        print(f"---- link {link + 1} of each of {len(todo)} runs: a job array")
+        print(array_text(runs, name=name, folder=_folder(name, link, firsts), after=after))
+        after = f"<job array of link {link + 1}>"
+    assert after is not None, "there is at least one link"
+    print("---- the comparison")
+    print(comparison_script(name, todo[0].run, header.options, output=_output(name), after=after))
+
+
+def _after(todo: list[Prepared]) -> str | None:
+    """The jobs that the first array waits for."""
+    jobs = (job for one in todo if one.after is not None for job in one.after.split(":"))
+    return ":".join(dict.fromkeys(jobs)) or None
+
+
+def _folder(name: str, link: int, firsts: list[int]) -> Path:
+    """Of the logs of an array: `link`, from 0, of this launch."""
+    return directory_of(name) / LOGS / f"link_{link + min(firsts)}"
+
+
+def _output(name: str) -> Path:
+    return directory_of(name) / "comparison.txt"
+
+
 def _queue(name: str, todo: list[Prepared], header: Header) -> None:
     """One array a link, each after the one before, and the comparison after the last. All or nothing."""
-    directory = directory_of(name)
-    (directory / LOGS).mkdir(exist_ok=True)
     for prepared in todo:
         make_ready(prepared)
     firsts = [next_link(prepared.run.directory) for prepared in todo]
     queued: list[list[tuple[int, str]]] = [[] for _ in todo]
-    after = ":".join(dict.fromkeys(one.after for one in todo if one.after is not None)) or None
+    after = _after(todo)
     for link in range(todo[0].wish.num_links):
-        folder = directory / LOGS / f"link_{link + min(firsts)}"
+        folder = _folder(name, link, firsts)
         runs = [(prepared.run, first + link) for prepared, first in zip(todo, firsts, strict=True)]
         try:
             jobs = submit_array(runs, name=name, folder=folder, after=after)
@@ -133,7 +164,7 @@ def _queue(name: str, todo: list[Prepared], header: Header) -> None:
 def _queue_comparison(name: str, run: Run, header: Header, *, after: str) -> None:
     """The job at the end. Where SLURM does not take it, the sweep is no worse for that."""
     script = directory_of(name) / LOGS / "comparison.sh"
-    output = directory_of(name) / "comparison.txt"
+    output = _output(name)
     script.write_text(comparison_script(name, run, header.options, output=output, after=after))
     try:
         print(f"  comparison: job {submit_script(script)}, in {output}")

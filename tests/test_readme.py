@@ -3,12 +3,15 @@
 Commands are parsed by the programs that they name, and stopped before anything is done.
 """
 
+import getopt
 import importlib
 import importlib.util
 import json
 import re
 import shlex
+import sys
 from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 
 import pytest
@@ -26,7 +29,7 @@ PAGES = [path for path in tracked_files() if path.suffix in (".md", ".ipynb")]
 SCRIPTS = [path for folder in ("recipes", "manifests") for path in (ROOT / folder).rglob("*") if path.is_file()
            and path.suffix in (".py", ".yaml", ".sub")]  # fmt: skip
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-START = r"(?:\./(?:launch|run|test)\.sh|python -m|torchrun)"
+START = r"(?:\./(?:launch|run|test)\.sh|slurm/(?:minicluster|get_interactive_node\.sh)|python -m|torchrun|deepspeed)"
 # What stands for something that the reader knows.
 STANDS_FOR = {"FILE.sub": f"{RECIPE}/demo.sub", "recipes/NAME": RECIPE, "FILE": f"{RECIPE}/demo.yaml", "-nN": "-n2",
               "N": "2", "S": "7", "K": "1", "RUN": "some_run", "NAME": "some_run",
@@ -46,6 +49,7 @@ def commands_in(path: Path) -> Iterator[str]:
     text = text_of(path)
     if path.suffix in (".md", ".ipynb"):
         yield from re.findall(rf"`({START} [^`\n]+|\./test\.sh)`", text)
+        text = re.sub(r"^( *deepspeed .*) \\\n *", r"\1 ", text, flags=re.MULTILINE)  # its module is in the next line
         lines = re.findall(rf"^ *({START}\b.*)$", text, flags=re.MULTILINE)
     else:
         lines = re.findall(rf"^(?:#.*? |srun | *)({START} .+)$", text, flags=re.MULTILINE)
@@ -85,7 +89,8 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_commands_and_links_are_found() -> None:
     found = [command for name, command in COMMANDS if name == "README.md"]
     for expected in ("./launch.sh -n2 recipes/lmu_gigaspeech/demo.sub", "./test.sh", "./run.sh recipes/lmu_gigaspeech",
-                     "./launch.sh extend RUN -n N [key=value ...]", "./launch.sh --help"):  # fmt: skip
+                     "./launch.sh extend RUN -n N [key=value ...]", "./launch.sh --help", "slurm/minicluster down",
+                     "slurm/get_interactive_node.sh -G 2 -t 01:00:00"):  # fmt: skip
         assert expected in found
     for name in ("train.py", "transcribe.py", "demo.yaml", "job_4gpu.sub", "README.md"):
         assert any(where == f"{RECIPE}/{name}" for where, _ in COMMANDS), name
@@ -106,6 +111,18 @@ def test_commands_are_understood(
         check_run(words)
     elif program == "./test.sh":
         assert all((ROOT / word).exists() for word in words if "/" in word)
+    elif program == "slurm/minicluster":
+        check_minicluster(words)
+    elif program == "slurm/get_interactive_node.sh":
+        script = (ROOT / program).read_text(encoding="utf-8")
+        (options,) = re.findall(r"getopts (\S+) option", script)
+        assert getopt.getopt(words, options)[1] == []
+    elif program == "deepspeed":
+        from deepspeed.launcher.runner import parse_args as deepspeed_arguments
+
+        typed = deepspeed_arguments(words)
+        assert typed.module and typed.no_local_rank
+        check_module(typed.user_script, typed.user_args, capsys)
     elif program == "torchrun":
         typed = torchrun_parser().parse_args(words)
         check_module(typed.training_script, typed.training_script_args, capsys)
@@ -124,6 +141,20 @@ def check_launch(words: list[str]) -> None:
         launch(words)  # SystemExit where they are not understood; the run that is named need not exist
     else:
         assert launch([*words, "--cluster", "local", "--dry-run"]) == 0
+
+
+def check_minicluster(words: list[str]) -> None:
+    """Its words, and the command that its shell is to run."""
+    loader, before = SourceFileLoader("minicluster", str(ROOT / "slurm" / "minicluster")), list(sys.path)
+    spec = importlib.util.spec_from_loader("minicluster", loader)
+    assert spec is not None
+    minicluster = importlib.util.module_from_spec(spec)
+    loader.exec_module(minicluster)
+    sys.path[:] = before  # it is a program, and puts the repository first
+    typed = minicluster._parser().parse_args(words)
+    if typed.command == "shell" and typed.words:
+        assert typed.words[0] == "./launch.sh"
+        check_launch(typed.words[1:])
 
 
 def check_run(words: list[str]) -> None:

@@ -14,11 +14,14 @@ import numpy as np
 
 from core.data.whole_file import appears_whole, remove_unfinished
 
+_LARGEST = float(np.finfo(np.float16).max)  # 65,504
+
 
 def write_features(path: Path, clips: Iterable[np.ndarray], *, dim: int) -> int:
     """Write the features of clips, each (T, dim), as the shard `path` (.npy); the number of frames.
 
-    Nobody else may be writing this shard: what killed processes left of it is removed.
+    Nobody else may be writing this shard: what killed processes left of it is removed. ValueError for a value that is
+    too large for fp16.
     """
     for part in (path, _lengths_path(path)):
         remove_unfinished(part)
@@ -27,6 +30,12 @@ def write_features(path: Path, clips: Iterable[np.ndarray], *, dim: int) -> int:
         _write_header(file, num_frames=0, dim=dim)
         header_bytes = file.tell()
         for clip in clips:
+            peak = float(np.abs(clip).max(initial=0.0))
+            if peak > _LARGEST:
+                raise ValueError(
+                    f"{path}: a feature of {peak:g} does not fit in fp16, which ends at {_LARGEST:g}: the model has "
+                    "diverged, or this layer is not for clustering; name another one by features.layer"
+                )
             file.write(np.ascontiguousarray(clip, dtype=np.float16).tobytes())
             lengths.append(len(clip))
         file.seek(0)

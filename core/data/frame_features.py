@@ -145,7 +145,7 @@ def extract(
     """(row, features (T, D) in fp32 on `device`) of each row, ordered by length.
 
     A batch has at most `batch_s` of padded audio, a longer clip is alone. A clip that cannot be read is noted and
-    left out.
+    left out. ValueError naming a clip whose features are not finite.
     """
     for batch in _batches(index.durations_s, rows, batch_s=batch_s):
         found: list[tuple[int, np.ndarray]] = []
@@ -160,8 +160,16 @@ def extract(
         waves = [torch.from_numpy(samples) for _, samples in found]
         audio = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True).to(device)  # (B, S)
         frames, num_frames = features(audio, num_samples)
-        for (row, _), one, length in zip(found, frames, num_frames.tolist(), strict=True):
-            yield row, one[:length].float()
+        clips = [one[:length].float() for one, length in zip(frames, num_frames.tolist(), strict=True)]
+        is_finite = torch.stack([clip.isfinite().all() for clip in clips]).tolist()  # one wait for the device
+        for (row, _), clip, is_sound in zip(found, clips, is_finite, strict=True):
+            if not is_sound:
+                whose = "" if features.checkpoint is None else f" of the weights {features.checkpoint}"
+                raise ValueError(
+                    f"clip {index.read(row).id}: {features.name} features{whose} are not finite; see whether the model "
+                    "has diverged (its losses) and whether the audio is sound"
+                )
+            yield row, clip
 
 
 def _normalized(audio: Tensor, num_samples: Tensor) -> Tensor:

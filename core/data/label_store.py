@@ -10,6 +10,8 @@ so an interrupted preparation goes on with what is missing. 960 h at 50 Hz are 3
 
 import hashlib
 import io
+import json
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
@@ -24,6 +26,7 @@ from core.runfiles import read_json, write_json
 
 CARD, LABELS, OFFSETS, SHARDS = "card.json", "labels.npy", "offsets.npy", "shards"
 _LARGEST = np.iinfo(np.int16).max
+_LEADING_ID = re.compile(rb'\{"id": ?"([ !#-\[\]-~]*)"')  # plain ASCII, nothing escaped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +48,11 @@ class LabelCard:
     def check(self, where: Path, **expected: Any) -> None:
         """ValueError naming every fact that is not as expected."""
         own = asdict(self)
-        wrong = [f"{key}={own[key]!r} instead of {value!r}" for key, value in expected.items() if own[key] != value]
+        wrong = [
+            f"{key}={own[key]!r} instead of {value!r}"
+            for key, value in expected.items()
+            if not (is_print_of(own[key], value) if key == "manifest" else own[key] == value)
+        ]
         if wrong:
             raise ValueError(f"{where}: these labels are others than the config asks for: {', '.join(wrong)}")
 
@@ -95,11 +102,21 @@ class LabelStore:
 
 
 def manifest_print(index: ManifestIndex) -> str:
-    """A hash of the order and lengths of a manifest's cuts, by which labels know whose they are."""
-    digest = hashlib.blake2b(digest_size=16)
+    """Hashes of the lengths and of the ids of a manifest's cuts, in order, by which labels know whose they are."""
+    lengths, ids = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     for start in range(0, len(index), 1 << 20):
-        digest.update(np.ascontiguousarray(index.durations_s[start : start + (1 << 20)]).tobytes())
-    return digest.hexdigest()
+        lengths.update(np.ascontiguousarray(index.durations_s[start : start + (1 << 20)]).tobytes())
+    with index.manifest.open("rb") as file:
+        for line in file:
+            # The id comes first where lhotse wrote the line: nine times as fast as to parse the whole of it.
+            plain = _LEADING_ID.match(line)
+            ids.update((plain[1] if plain else str(json.loads(line)["id"]).encode()) + b"\n")
+    return f"{lengths.hexdigest()}-{ids.hexdigest()}"
+
+
+def is_print_of(known: str, wanted: str) -> bool:
+    """Whether labels with the print `known` are those of a manifest; prints of before there were ids have none."""
+    return known in (wanted, wanted.partition("-")[0])
 
 
 def _header(dtype: str, length: int) -> dict[str, object]:

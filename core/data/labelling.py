@@ -26,7 +26,16 @@ from core.data.feature_store import FrameShards, is_whole, remove_features, writ
 from core.data.frame_features import FrameFeatures, NoteBad, extract
 from core.data.index import ManifestIndex
 from core.data.kmeans import Codebook, KMeansConfig, fit_kmeans
-from core.data.label_store import CARD, SHARDS, LabelCard, LabelShards, LabelStore, manifest_print, shard_rows
+from core.data.label_store import (
+    CARD,
+    SHARDS,
+    LabelCard,
+    LabelShards,
+    LabelStore,
+    is_print_of,
+    manifest_print,
+    shard_rows,
+)
 from core.data.shared_work import Piece, SharedWork, Stops
 from core.distributed import Ranks
 from core.runfiles import read_json, runs_root, write_json
@@ -82,6 +91,11 @@ class Labelling:
         if not self._fit(path, facts):
             return None
         codebook, known = Codebook.load(path)
+        prints, wanted = known.get("manifests"), facts["manifests"]
+        if isinstance(prints, dict) and prints.keys() == wanted.keys():
+            known["manifests"] = {
+                name: wanted[name] if is_print_of(one, wanted[name]) else one for name, one in prints.items()
+            }
         if known != facts:
             changes = [f"{key}: {known.get(key)} -> {value}" for key, value in facts.items() if known.get(key) != value]
             raise ValueError(f"{path} was made otherwise ({'; '.join(changes)}); use another run.name=...")
@@ -90,6 +104,11 @@ class Labelling:
     def labels(self, codebook: Codebook) -> bool:
         """Label every manifest; False when stopped."""
         return all(self._label(name, index, codebook) for name, index in self.indexes.items())
+
+    @property
+    def num_made(self) -> int:
+        """Shards of features and of labels that the ranks of this job made."""
+        return self._work.num_made
 
     def card(self, index: ManifestIndex, codebook: Codebook) -> LabelCard:
         return LabelCard(

@@ -70,6 +70,7 @@ class SharedWork:
         """`path`: of the file with the locks. `rng`: another one in every job and rank, so that they begin apart."""
         self._claims = Claims(path)
         self._ranks, self._stops, self._rng = ranks, stops, rng
+        self.num_made = 0  # pieces, by all ranks of this job
 
     def pieces(self, what: str, pieces: Sequence[Piece], *, is_over: Callable[[], bool]) -> bool:
         """Make all pieces that nobody else makes, and wait for the others; False when stopped in between.
@@ -92,6 +93,7 @@ class SharedWork:
                 time.sleep(POLL_S)
             elif num := sum(one for _, one, _ in reports):
                 num_made, making_s = num_made + num, making_s + round_s
+                self.num_made += num
                 left_s = making_s / num_made * len(left)
                 logger.info("%s: %d of %d pieces, %.0f s left", what, len(pieces) - len(left), len(pieces), left_s)
                 if round_s > LONG_S:

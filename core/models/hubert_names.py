@@ -22,6 +22,7 @@ from core.unpickling import check_torch_file
 Style = Literal["torchaudio", "huggingface", "fairseq"]
 
 HEAD_FILE = "pretraining_head.safetensors"  # HubertModel has no place for the head
+_LABELS, _NUM_SPECIAL = "head.label_embeddings", 4  # <s>, <pad>, </s>, <unk>
 
 # Ours (of HubertPretraining, without `hubert.`) -> theirs; the first that matches counts.
 _TRANSFORMER = [
@@ -70,8 +71,9 @@ def export_state(model: Hubert | HubertPretraining, style: Style) -> dict[str, T
 def import_state(model: Hubert | HubertPretraining, state: Mapping[str, Tensor], style: Style) -> list[str]:
     """Copy others' tensors into the model; the names of ours that `state` has nothing for: mask embedding and head.
 
-    Prefixes, the old names of weight norm, and Conv2d's weights (`as_conv1d`) are understood; the head in `state` is
-    passed over where the model has none. ValueError, with nothing changed, for a tensor of the body that is missing,
+    Prefixes, the old names of weight norm, and Conv2d's weights (`as_conv1d`) are understood; fairseq's embeddings of
+    the 4 special symbols of its dictionary, which stand before those of the clusters, are dropped; the head in `state`
+    is passed over where the model has none. ValueError, with nothing changed, for a tensor of the body that is missing,
     one that is unexpected, and one of another size.
     """
     own, place = own_tensors(model), places(model, style)
@@ -86,6 +88,8 @@ def import_state(model: Hubert | HubertPretraining, state: Mapping[str, Tensor],
             continue
         wanted = own[name].shape
         tensor = as_conv1d(tensor, wanted)
+        if style == "fairseq" and name == _LABELS and len(tensor) == wanted[0] + _NUM_SPECIAL:
+            tensor = tensor[_NUM_SPECIAL:]
         if tensor.shape != wanted:
             problems.append(f"{theirs} is {tuple(tensor.shape)} instead of {tuple(wanted)}")
         found[name] = tensor
@@ -160,8 +164,15 @@ def save_huggingface(model: Hubert | HubertPretraining, directory: Path) -> None
 
 
 def load_huggingface(model: Hubert | HubertPretraining, directory: Path) -> list[str]:
-    """Read back what `save_huggingface` wrote, or a published HubertModel; the names that it has nothing for."""
-    kept = import_state(model, read_state(directory / "model.safetensors"), "huggingface")
+    """Read back what `save_huggingface` wrote, or a published HubertModel; the names that it has nothing for.
+
+    ValueError where there is neither model.safetensors nor pytorch_model.bin.
+    """
+    files = [directory / name for name in ("model.safetensors", "pytorch_model.bin")]
+    weights = next((file for file in files if file.exists()), None)
+    if weights is None:
+        raise ValueError(f"{directory}: neither {files[0].name} nor {files[1].name} is in this folder")
+    kept = import_state(model, read_state(weights), "huggingface")
     head = directory / HEAD_FILE
     if isinstance(model, HubertPretraining) and head.exists():
         model.head.load_state_dict(load_file(head))

@@ -10,10 +10,11 @@ import logging
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import field
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from core.config import section
@@ -24,7 +25,7 @@ from core.parallel.zero import ZeroConfig
 
 logger = logging.getLogger(__name__)
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @section
@@ -32,7 +33,7 @@ class ParallelConfig:
     """How one model is spread over ranks.
 
     `strategy`: ddp (a replica a rank), fsdp2 (parameters sharded over the ranks), deepspeed (as `zero` says).
-    `precision`: fp32; bf16 or fp16 compute over fp32 parameters and optimizer states.
+    `precision`: fp32; bf16 or fp16 compute over fp32 parameters and optimizer states; auto: see `resolve_precision`.
     `loss_scale` counts for fp16 alone and `zero` for deepspeed alone: another strategy is one word away.
     """
 
@@ -82,6 +83,7 @@ class Engine(Protocol):
 
 def build_engine(model: nn.Module, config: ParallelConfig, *, optim: OptimConfig, ranks: Ranks) -> Engine:
     """The engine that `config.strategy` names, on this rank's device. ValueError for what it cannot do."""
+    config = replace(config, precision=resolve_precision(config.precision, ranks))
     check_precision(config, ranks)
     if config.strategy == "deepspeed":
         from core.parallel.deepspeed_engine import DeepSpeedEngine
@@ -92,6 +94,15 @@ def build_engine(model: nn.Module, config: ParallelConfig, *, optim: OptimConfig
     from core.parallel.torch_engine import TorchEngine
 
     return TorchEngine(model, config, optim=optim, ranks=ranks)
+
+
+def resolve_precision(precision: Precision, ranks: Ranks) -> Precision:
+    """`auto` is bf16 where the GPUs of all ranks compute in it, else fp16; fp32 on a CPU. All ranks together."""
+    if precision != "auto":
+        return precision
+    if ranks.device.type != "cuda":
+        return "fp32"
+    return "bf16" if all(ranks.gather(torch.cuda.is_bf16_supported(including_emulation=False))) else "fp16"
 
 
 def check_precision(config: ParallelConfig, ranks: Ranks) -> None:

@@ -22,19 +22,16 @@ from core.parallel.weights import load_weights, save_weights
 
 
 class TorchEngine:
-    """DDP or FSDP2 with autocast or a mixed-precision policy; the update is skipped on the device where it must be."""
+    """DDP or FSDP2 with autocast; FSDP2 also gathers blocks in that type. A bad update is skipped on the device."""
 
     def __init__(self, model: nn.Module, config: ParallelConfig, *, optim: OptimConfig, ranks: Ranks) -> None:
         self._ranks = ranks
         self._dtype = COMPUTE_DTYPE.get(config.precision)
         self._bare = model.to(ranks.device)
         prepare_blocks(model, config)
-        if config.strategy == "fsdp2":
-            self.model = self._shard()
-        else:
-            if self._dtype is not None:
-                compute_in(self._bare, self._dtype, device_type=ranks.device.type)
-            self.model = self._replicate()
+        if self._dtype is not None:
+            compute_in(self._bare, self._dtype, device_type=ranks.device.type)
+        self.model = self._shard() if config.strategy == "fsdp2" else self._replicate()
         self._optimizer = build_optimizer(self._bare, optim)
         self._thawing = Thawing(self._bare, optim)
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -56,7 +53,8 @@ class TorchEngine:
         policy = MixedPrecisionPolicy(param_dtype=self._dtype, reduce_dtype=torch.float32)
         for block in cast(HasBlocks, self._bare).blocks():
             fully_shard(block, mesh=self._ranks.mesh["dp"], mp_policy=policy)
-        fully_shard(self._bare, mesh=self._ranks.mesh["dp"], mp_policy=policy)
+        # What is in no block stays fp32 under autocast, as in ddp: inputs such as audio, scalars, losses.
+        fully_shard(self._bare, mesh=self._ranks.mesh["dp"])
         return self._bare  # sharded in place
 
     def begin_step(self, step: int) -> None:

@@ -105,5 +105,5 @@ class _Imported:
         return save_weights(self.model, self.optimizer, directory, group=None)
 
     def state(self) -> dict[str, Any]:
-        is_scaled = self.config.precision == "fp16"
+        is_scaled = self.config.precision in ("auto", "fp16")
         return LossScale(self.config.loss_scale, torch.device("cpu")).state() if is_scaled else {}

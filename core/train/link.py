@@ -1,5 +1,6 @@
 """One link of a run as its directory knows it: number and token, lease, entries in the ledger, the end."""
 
+import hashlib
 import logging
 import os
 import socket
@@ -11,9 +12,11 @@ import psutil
 
 from core.distributed import Ranks
 from core.runfiles import (
+    CONFIG,
     DONE,
     LEDGER,
     LOGS,
+    STOP,
     ExitCode,
     job_from_environment,
     link_from_environment,
@@ -26,6 +29,12 @@ from core.train.phases import Phases
 from core.train.report import write_report
 
 logger = logging.getLogger(__name__)
+
+
+class RunStopped(RuntimeError):  # noqa: N818 - a wish of a person, not a fault
+    """A person cancelled the run, and nobody has lifted that."""
+
+    exit_code = ExitCode.CONTINUE
 
 
 class Link:
@@ -44,13 +53,14 @@ class Link:
         return self._directory / LOGS / f"link_{self.number}" / "ranks"
 
     def begin(self, ranks: Ranks) -> None:
-        """Take the lease; all ranks together. LeaseHeld or OSError on all of them where it cannot be had."""
+        """Take the lease; all ranks together. LeaseHeld, RunStopped or OSError on all of them where there is none."""
         problem: Exception | None = None
         if ranks.is_first:
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
-                self._lease = Lease(self._directory, job_id=job_from_environment())
-                self.token = self._lease.token
+                lease = Lease(self._directory, job_id=job_from_environment())
+                self._leave_if_stopped(lease)
+                self._lease, self.token = lease, lease.token
                 self.number = self.number or _next_number(self._directory)
             except (RuntimeError, OSError) as error:  # the others must hear of it before anyone leaves
                 problem = error
@@ -58,12 +68,20 @@ class Link:
         if problem is not None:
             raise problem
 
+    def _leave_if_stopped(self, lease: Lease) -> None:
+        """RunStopped where STOP is there: no link gets past it, whoever started it."""
+        stop = self._directory / STOP
+        if stop.exists():
+            lease.release()
+            because, name = stop.read_text(encoding="utf-8").strip(), self._directory.name
+            raise RunStopped(f"run {name} was {because}; ./launch.sh extend {name} lifts that, or remove {stop}")
+
     def record_start(self, *, step: int) -> None:
-        """On rank 0: where this link goes on."""
-        facts = {"job_id": job_from_environment(), "host": socket.gethostname(), "pid": os.getpid()}
-        record_link(
-            self._directory, event="started", link=self.number, **facts, token=self.token, step=step, seed=self._seed
-        )
+        """On rank 0: where this link goes on, and with which configuration."""
+        facts: dict[str, Any] = {"job_id": job_from_environment(), "host": socket.gethostname(), "pid": os.getpid()}
+        facts |= {"token": self.token, "step": step, "seed": self._seed}
+        facts["config_hash"] = hashlib.sha256((self._directory / CONFIG).read_bytes()).hexdigest()[:16]
+        record_link(self._directory, event="started", link=self.number, **facts)
 
     def end(self, code: ExitCode, reason: str, *, step: int | None = None) -> ExitCode:
         """Ledger, report, marker, lease: in this order, so that DONE is never there without what it promises.

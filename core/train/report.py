@@ -23,6 +23,7 @@ from core.runfiles import (
     FAILED,
     LEDGER,
     METRICS,
+    NEIGHBOURS,
     PICTURE,
     REPORT,
     SCORES,
@@ -72,6 +73,7 @@ def write_report(run_directory: Path) -> Path:
         *_pictures(run_directory),
         *_links(links),
         *_predictions(run_directory),
+        *_neighbours(run_directory),
         *_config(run_directory),
     ]
     page = (
@@ -101,7 +103,7 @@ def _facts(run_directory: Path, metrics: Sequence[Mapping[str, Any]], links: Seq
     facts = [state, f"{step:,} steps", f"{len(links)} link{'s' * (len(links) != 1)}"]
     if train_s := sum(link.get("ended_train_s") or 0 for link in links):
         facts.append(f"{duration(train_s)} of training")
-    bad = sum(1 for _ in read_records(run_directory / BAD_SAMPLES))
+    bad = len({record.get("sample_id") for record in read_records(run_directory / BAD_SAMPLES)})  # told of at each try
     facts.append(f"{bad:,} bad sample{'s' * (bad != 1)} skipped" if bad else "no bad samples")
     return [*facts, f"written {now()}"]
 
@@ -172,6 +174,24 @@ def _predictions(run_directory: Path) -> list[str]:
         kept = [steps[round(i * (len(steps) - 1) / 9)] for i in range(10)] if len(steps) > 10 else steps
         rows = [[_number(s), _marked(history[s]["reference"], history[s].get("hypothesis", ""))] for s in kept]
         page += [f"<h2>{escape(first)} over the steps</h2>", *_table(["step", "hypothesis"], rows)]
+    return page
+
+
+def _neighbours(run_directory: Path) -> list[str]:
+    """What lies nearest to some clips and texts, with the cosine of each, the own one's first; of the latest search."""
+    records = list(read_records(run_directory / NEIGHBOURS))
+    latest = [record for record in records if record["step"] == max(one["step"] for one in records)]
+    page = []
+    for direction in dict.fromkeys(record["direction"] for record in latest):
+        of_direction = [record for record in latest if record["direction"] == direction]
+        rows = [
+            [_name(record["sample_id"]), _text(record["text"]), _number(record["cosine"])]
+            + [_text(f"{one['cosine']:.3f} {one['text']}") for one in record["neighbours"]]
+            for record in of_direction
+        ]
+        heads = [f"nearest {place + 1}" for place in range(max(len(row) for row in rows) - 3)]
+        title = f"Nearest neighbours, {direction.replace('_', ' ')}"
+        page += [f"<h2>{escape(title)}</h2>", *_table(["sample", "its text", "cosine", *heads], rows)]
     return page
 
 

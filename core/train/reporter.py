@@ -19,6 +19,7 @@ from core.train.metrics_log import MetricsLog, step_line
 from core.train.processes import PeakMemory
 from core.train.progress import Progress
 from core.train.run import Run
+from core.train.run_context import note_effective
 from core.train.straggler import Straggler
 from core.train.timing import Eta
 from core.train.train_log import RankStep, TrainLog
@@ -43,12 +44,13 @@ class Reporter:
     def __init__(self, run: Run, *, step: int, total_steps: int) -> None:
         self._run = run
         self._total_steps = total_steps
-        train, every = run.config.train, run.config.checkpoint.every_steps
+        train, checkpoint = run.config.train, run.config.checkpoint
         self._timing = train.timing
         self._eta = Eta(
             total_steps=total_steps,
             validate_every=train.validate_every_steps,
-            save_every=every,
+            save_every=checkpoint.every_steps,
+            saves_validated=bool(checkpoint.rankings),
             min_samples=self._timing.eta_min_samples,
         )
         self._log: MetricsLog | None = None
@@ -60,6 +62,7 @@ class Reporter:
         if run.ranks.is_first:
             self._log = MetricsLog(run.directory, token=run.token, link=run.link)
             self._train_log = TrainLog(run.directory / TRAIN_LOG, self._timing, total_steps=total_steps)
+            note_effective(run.directory, {"eta_mode": self._timing.eta_mode})
             self.start(step)
         if run.config.run.profile and run.ranks.is_first:
             self._profiler = torch.profiler.profile(

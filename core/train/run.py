@@ -43,7 +43,7 @@ from core.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
 
-FIXED = ("run.seed", "model.", "data.", "plan.", "pretrained.")  # what a run cannot change and still be the same run
+FIXED = ("run.seed", "model.", "data.", "plan.", "pretrained.", "predecessor")  # else it is another run
 
 
 @section
@@ -124,7 +124,8 @@ def run_job(config: RecipeConfig, body: Callable[[Run], Outcome]) -> int:
         logger.info("%s is done: nothing to do", directory)
         return ExitCode.DONE
     os.umask(0o077)
-    stop = StopSignal(config.stop, deadline=deadline_from_environment())
+    is_first = rank == 0 or slurm_job() is None  # in SLURM rank 0 alone hears of a changed time limit
+    stop = StopSignal(config.stop, deadline=deadline_from_environment() if is_first else None)
     stop.install()
     if rank == 0 and (job := slurm_job()) is not None:
         stop.follow(job)
@@ -157,7 +158,7 @@ def run_job(config: RecipeConfig, body: Callable[[Run], Outcome]) -> int:
             code, reason = file.root_cause(code, reason)
             logger.error("%s", reason)
     code = link.end(code, reason, step=step)
-    command = restart_command(world_size) if code in (ExitCode.CONTINUE, ExitCode.STORAGE) else None
+    command = restart_command(world_size) if link.token and code in (ExitCode.CONTINUE, ExitCode.STORAGE) else None
     if command is not None:
         logger.info("to go on from the last checkpoint, in %s: %s", Path.cwd(), command)
     return code

@@ -1,7 +1,8 @@
 """run_context.json and resolved_config.yaml: what a person needs to tell one run from another, without a secret in it.
 
 Both are of the newest link. run_context.json: `timestamp_utc` `pid` `cwd` `argv` `command` `paths` `distributed`
-`runtime` `git`. resolved_config.yaml is config.yaml with the values of keys such as `api_key` taken out.
+`runtime` `git` `effective` (what became of settings that leave something open). resolved_config.yaml is config.yaml
+with the values of keys such as `api_key` taken out.
 """
 
 import os
@@ -25,6 +26,7 @@ from core.runfiles import (
     RESOLVED_CONFIG,
     RUN_CONTEXT,
     TRAIN_LOG,
+    read_json,
     read_records,
     write_json,
     write_whole,
@@ -38,6 +40,14 @@ def write_run_context(directory: Path, settings: Mapping[str, Any], *, ranks: Ra
     """Write both files; on rank 0. `settings`: the resolved configuration as plain values."""
     write_json(directory / RUN_CONTEXT, run_context(directory, ranks=ranks, link=link))
     write_whole(directory / RESOLVED_CONFIG, dump_yaml(scrubbed(dict(settings))))
+
+
+def note_effective(directory: Path, facts: Mapping[str, Any]) -> None:
+    """Add what settings came to, once that is known, to the context that `write_run_context` has written; on rank 0."""
+    path = directory / RUN_CONTEXT
+    if path.exists():
+        context = read_json(path)
+        write_json(path, context | {"effective": context.get("effective", {}) | dict(facts)})
 
 
 def run_context(directory: Path, *, ranks: Ranks, link: int) -> dict[str, Any]:

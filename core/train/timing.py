@@ -1,6 +1,7 @@
 """When the run will be finished."""
 
 from collections import deque
+from math import lcm
 from statistics import fmean
 
 from core.train.phases import WINDOW
@@ -9,6 +10,7 @@ from core.train.phases import WINDOW
 class Eta:
     """The time to the last step, with the validations and checkpoints on the way.
 
+    `saves_validated`: each validation ends in a checkpoint, besides those of every `save_every` steps.
     The first step of a process is left out of the mean: it compiles, allocates and fills queues.
     """
 
@@ -18,12 +20,14 @@ class Eta:
         total_steps: int,
         validate_every: int | None = None,
         save_every: int | None = None,
+        saves_validated: bool = False,
         min_samples: int = 1,
     ) -> None:
         self._total_steps, self._min_samples = total_steps, min_samples
-        self._every = {"validation": validate_every, "checkpoint": save_every}
+        self._validate_every, self._save_every = validate_every, save_every
+        self._saves_validated = saves_validated
         self._steps_s: deque[float] = deque(maxlen=WINDOW)
-        self._events_s: dict[str, deque[float]] = {name: deque(maxlen=5) for name in self._every}
+        self._events_s: dict[str, deque[float]] = {name: deque(maxlen=5) for name in ("validation", "checkpoint")}
         self._is_warm = False
 
     def add_step(self, seconds: float) -> None:
@@ -57,9 +61,17 @@ class Eta:
         if step_s is None:
             return None
         remaining = (self._total_steps - step) * step_s
-        for name, every in self._every.items():
-            if every is not None and self._events_s[name]:
-                # one more at the last step, where it is not due anyway
-                due = -(-self._total_steps // every) - step // every if step < self._total_steps else 0
-                remaining += due * fmean(self._events_s[name])
-        return remaining
+        due = {"validation": self._due(self._validate_every, step), "checkpoint": self._saves_due(step)}
+        return remaining + sum(due[name] * fmean(seconds) for name, seconds in self._events_s.items() if seconds)
+
+    def _saves_due(self, step: int) -> int:
+        """Checkpoints after `step`: those of the two periods, less those that both ask for."""
+        every, also = self._save_every, self._validate_every if self._saves_validated else None
+        both = None if every is None or also is None else lcm(every, also)
+        return self._due(every, step) + self._due(also, step) - self._due(both, step)
+
+    def _due(self, every: int | None, step: int) -> int:
+        """How often something is due after `step`; once more at the last step, where it is not due anyway."""
+        if every is None or step >= self._total_steps:
+            return 0
+        return -(-self._total_steps // every) - step // every

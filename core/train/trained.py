@@ -12,7 +12,7 @@ from torch import nn
 
 from core.config import section
 from core.distributed import Ranks
-from core.parallel.engine import Precision
+from core.parallel.engine import Precision, resolve_precision
 from core.parallel.preparation import COMPUTE_DTYPE, compute_in
 from core.parallel.weights import load_weights
 from core.runfiles import CHECKPOINTS, CONFIG
@@ -51,8 +51,8 @@ def load_trained(model: nn.Module, directory: Path, *, ranks: Ranks, precision: 
     if not complete:
         raise ValueError(f"{directory} has no complete checkpoint; train it first, or name another run")
     model.to(ranks.device).eval().requires_grad_(False)
-    if precision != "fp32":
-        compute_in(model, COMPUTE_DTYPE[precision], device_type=ranks.device.type)
+    if (dtype := COMPUTE_DTYPE.get(resolve_precision(precision, ranks))) is not None:
+        compute_in(model, dtype, device_type=ranks.device.type)
     store = CheckpointStore(directory / CHECKPOINTS, CheckpointConfig(), ranks=ranks, token=0)
     store.load_weights_only(_Weights(model, ranks), complete[-1].directory)
     return int(complete[-1].step)

@@ -6,7 +6,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
 
-import torch
 import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from core.features import FeatureConfig, FeatureStats
 from core.losses.contrastive import Kind, PairEmbeddings, contrastive_loss
 from core.losses.grad_cache import grad_cache_loss
 from core.models.csa import CsaConfig, CsaModel, HubertSpeechConfig
+from core.models.csa_names import import_predecessor
 from core.models.hubert import HubertPretraining
 from core.models.hubert_config import HubertConfig
 from core.models.lmu_ctc import LmuCtcConfig, build_lmu_ctc
@@ -28,7 +28,7 @@ from core.models.lmu_speech import LmuSpeech, LmuSpeechConfig
 from core.models.pretrained_speech import PretrainedSpeechConfig
 from core.models.pretrained_text import FrozenText, PretrainedTextConfig
 from core.optim import OptimConfig
-from core.parallel.engine import ParallelConfig
+from core.parallel.engine import ParallelConfig, resolve_precision
 from core.parallel.preparation import COMPUTE_DTYPE
 from core.runfiles import CONFIG, runs_root
 from core.samplers.plan import PlanConfig
@@ -63,19 +63,22 @@ class ContrastConfig:
 @section
 class GalleryConfig:
     """Retrieval among all held-out pairs. `matched`: each query also among so many others, those nearest in length.
-    `shown`: queries whose nearest neighbours are kept for the report."""
+    `shown`: clips of which, and of whose texts, so many nearest `neighbours` are kept for the report."""
 
     matched: Annotated[int, Field(ge=1)] = 19
     shown: Annotated[int, Field(ge=0)] = 20
+    neighbours: Annotated[int, Field(ge=1)] = 3
 
 
 @section
 class Config:
-    """`pretrained`: the run that the speech encoder begins with, of lmu_gigaspeech for model.speech.kind=lmu, of
+    """`predecessor`: a checkpoint of CSRef 2.0 that all begins with (core/models/csa_names.py); null: none.
+    `pretrained`: the run that the speech encoder begins with, of lmu_gigaspeech for model.speech.kind=lmu, of
     hubert_iter1 or hubert_iter2 for hubert; null: at random, or as the directory of a pretrained encoder has it."""
 
     run: RunConfig
     pretrained: PretrainedConfig | None = None
+    predecessor: str | None = None
     data: PairedCorpusConfig
     plan: PlanConfig
     model: CsaConfig
@@ -107,6 +110,8 @@ class Config:
         kind, has_run = self.model.speech.kind, self.pretrained is not None
         if has_run and kind == "pretrained":
             problems.append("pretrained must be null with model.speech.kind=pretrained: its directory has the weights")
+        if self.predecessor is not None and kind != "pretrained":
+            problems.append(f"predecessor must be null with model.speech.kind={kind}: it has encoders of Hugging Face")
         mixes = isinstance(self.model.speech, PretrainedSpeechConfig) and self.model.speech.fused_states
         if self.loss.chunk_pairs is not None and mixes:
             problems.append("loss.chunk_pairs must be null with model.speech.fused_states: its norm is over the batch")
@@ -145,12 +150,13 @@ def open_corpus(config: Config, directory: Path, *, ranks: Ranks) -> PairedCorpu
     return corpus
 
 
-def open_frozen_text(config: Config, *, device: torch.device) -> FrozenText | None:
-    """The text encoder that stands outside of the trained model, where there is one."""
+def open_frozen_text(config: Config, *, ranks: Ranks) -> FrozenText | None:
+    """The text encoder that stands outside of the trained model, where there is one. All ranks together."""
     text = config.model.text
     if not (isinstance(text, PretrainedTextConfig) and text.frozen):
         return None
-    return FrozenText(text, device=device, dtype=COMPUTE_DTYPE.get(config.parallel.precision))
+    precision = resolve_precision(config.parallel.precision, ranks)
+    return FrozenText(text, device=ranks.device, dtype=COMPUTE_DTYPE.get(precision))
 
 
 def build_model(config: Config, corpus: PairedCorpus, frozen: FrozenText | None) -> CsaModel:
@@ -161,8 +167,12 @@ def build_model(config: Config, corpus: PairedCorpus, frozen: FrozenText | None)
 
 
 def begin_with(model: CsaModel, config: Config, *, ranks: Ranks) -> None:
-    """Put the encoder of `config.pretrained` into the speech side. ValueError where it is another encoder."""
-    assert config.pretrained is not None
+    """Put the weights that `config` names into the model. ValueError where they are of another one."""
+    if config.predecessor is not None:
+        report = import_predecessor(model, Path(config.predecessor))
+        logger.info("the model begins with %s: %s", config.predecessor, report)
+    if config.pretrained is None:
+        return
     directory, speech = runs_root() / config.pretrained.run, config.model.speech
     if isinstance(speech, LmuSpeechConfig):
         found = _begin_with_lmu(model.speech_encoder, speech, config.pretrained, directory, ranks=ranks)
@@ -208,6 +218,16 @@ def _refuse_differences(there: dict[str, Any], here: dict[str, Any], *, key: str
     ]
     if differing:
         raise ValueError(f"pretrained.run={run} has another encoder: {'; '.join(differing)}")
+
+
+def attention_of(model: CsaModel, frozen: FrozenText | None) -> dict[str, str | None]:
+    """How the encoders of Hugging Face compute attention, as they have chosen; None for our own."""
+    text = model.text_encoder if frozen is None else frozen.encoder
+    models = {"speech": getattr(model.speech_encoder, "model", None), "text": getattr(text, "model", None)}
+    return {
+        f"{side}_attention": getattr(getattr(encoder, "config", None), "_attn_implementation", None)
+        for side, encoder in models.items()
+    }
 
 
 def text_of(batch: Any, frozen: FrozenText | None) -> dict[str, Tensor]:

@@ -78,7 +78,7 @@ def open_model(config: Config, run: Path, *, ranks: Ranks) -> tuple[CsaModel, in
     kept = run / VOCABULARY
     vocabulary = CharacterVocabulary.load(kept) if config.data.tokenizer.kind == "characters" else None
     tokenizer = open_tokenizer(config.data.tokenizer, vocabulary=vocabulary)
-    frozen = open_frozen_text(config, device=ranks.device)
+    frozen = open_frozen_text(config, ranks=ranks)
     text_dim = None if frozen is None else frozen.output_dim
     model = CsaModel(config.model, text_dim=text_dim, vocab_size=tokenizer.vocab_size)
     return model, load_trained(model, run, ranks=ranks)

@@ -10,6 +10,7 @@ The work is done in shards; a shard's list of files appears when all of them are
 interrupted goes on with what is missing, and a file that is gone or was cut short is made again.
 """
 
+import hashlib
 import json
 import logging
 import shutil
@@ -17,7 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,8 @@ from core.data.pcm_cache import PcmCache
 from core.data.reading import BadSample
 from core.data.shared_work import Piece, SharedWork
 from core.data.whole_file import appears_whole
-from core.runfiles import read_json, write_json
+from core.runfiles import CHECKPOINTS, read_json, runs_root, write_json
+from core.train.checkpoint_files import COMPLETE, list_complete
 from recipes.csa_stage1.conversion import Conversion
 from recipes.csa_stage1.products import cache_samples, write_tsv
 from recipes.csa_stage1.sources import CorpusPart, open_parts
@@ -85,6 +87,11 @@ class Preparation:
     def output(self) -> Path:
         return Path(self.config.output)
 
+    @cached_property
+    def input_hashes(self) -> list[str]:
+        """Of what is said in each part, as it was when this process first asked."""
+        return [_hash(part.text_files()) for part in self.parts]
+
     def stamp(self) -> dict[str, Any]:
         """What decides how the output looks."""
         config = self.config
@@ -94,16 +101,19 @@ class Preparation:
             "trim_top_db": config.trim_top_db,
             "aligner": config.aligner,
             "shard_size": config.shard_size,
+            "input_hashes": self.input_hashes,
+            **({} if config.aligner is None else aligner_facts(runs_root() / config.aligner)),
         }
+
+    def _changes(self) -> list[str]:
+        """What decides how the output looks, and was otherwise when it was begun; a key that there was not is none."""
+        path = self.output / STAMP
+        known = read_json(path) if path.exists() else {}
+        return [f"{key}: {known[key]} -> {now}" for key, now in self.stamp().items() if known.get(key, now) != now]
 
     def check(self) -> None:
         """ValueError where the output was made otherwise, and is not to be overwritten."""
-        path, stamp = self.output / STAMP, self.stamp()
-        if not path.exists():
-            return
-        known = read_json(path)
-        changes = [f"{key}: {known.get(key)} -> {value}" for key, value in stamp.items() if known.get(key) != value]
-        if changes and not self.config.overwrite:
+        if (changes := self._changes()) and not self.config.overwrite:
             raise ValueError(
                 f"{self.output} was made otherwise ({'; '.join(changes)}); set prepare.output to another folder, or "
                 "prepare.overwrite=true to make it anew"
@@ -114,7 +124,7 @@ class Preparation:
         self.check()
         folder = self.output / SHARDS
         folder.mkdir(parents=True, exist_ok=True)
-        if (self.output / STAMP).exists() and read_json(self.output / STAMP) != self.stamp():
+        if self._changes():
             (folder / FINISHED).unlink(missing_ok=True)
             for part in self.parts:
                 for list_of_shard in folder.glob(f"{part.name}-*-of-*.jsonl"):
@@ -123,7 +133,7 @@ class Preparation:
 
     def is_finished(self) -> bool:
         """Whether all is there, made as it should be, and every file as long as it was."""
-        if not (self.output / SHARDS / FINISHED).exists() or read_json(self.output / STAMP) != self.stamp():
+        if not (self.output / SHARDS / FINISHED).exists() or self._changes():
             return False
         if self.config.pcm_cache and not all(self._has_cache(part) for part in self.parts):
             return False
@@ -227,6 +237,21 @@ class Preparation:
         except ValueError:
             return False
         return True
+
+
+def aligner_facts(run: Path) -> dict[str, Any]:
+    """Step, token and hash of the weights that `Aligner.open` takes; nothing where they are gone."""
+    complete = list_complete(run / CHECKPOINTS)
+    return {"aligner_weights": read_json(complete[-1].directory / COMPLETE)} if complete else {}
+
+
+def _hash(paths: Iterable[Path]) -> str:
+    """Of the content of files, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    return digest.hexdigest()
 
 
 def _entries(path: Path) -> Iterator[dict[str, Any]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from core.config import ConfigError, parse_args, section
 from core.data.shared_work import SharedWork
 from core.optim import OptimConfig
-from core.runfiles import DONE, ExitCode, runs_root
+from core.runfiles import DONE, ExitCode, pieces_so_far, runs_root
 from core.seeding import generator
 from core.train.checkpoint import CheckpointConfig
 from core.train.loggers import LoggerConfig
@@ -83,11 +83,13 @@ def prepare(config: Config, run: Run) -> Outcome:
         raise ConfigError([problem])
     rng = generator(run.seed, "prepare", run.token, run.ranks.rank)
     work = SharedWork(preparation.output / SHARDS / "claims", ranks=run.ranks, stops=run.stops, rng=rng)
+    before = pieces_so_far(run.directory)
     done = preparation.shards(work, add_words=add_words)
     done = done and preparation.lists(work)
     if not done:
-        return Outcome(step=0, finished=False, reason=next(filter(None, run.ranks.gather(run.stop.reason))))
-    return Outcome(step=0, finished=True, reason="all clips prepared")
+        reason = next(filter(None, run.ranks.gather(run.stop.reason)))
+        return Outcome(step=before + work.num_made, finished=False, reason=reason)
+    return Outcome(step=before + work.num_made, finished=True, reason="all clips prepared")
 
 
 def _begin(preparation: Preparation) -> str | None:

@@ -7,7 +7,7 @@ Uses the newest checkpoint of `run.name` and prints the scores; the training run
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,15 +31,15 @@ from core.retrieval import (
     nearest_in_length,
     place_scores,
 )
-from core.runfiles import SCORES, SIMILARITIES, append_record, runs_root, write_json
+from core.runfiles import NEIGHBOURS, SCORES, SIMILARITIES, append_record, runs_root, write_json
 from core.similarity_picture import draw_similarities
 from core.train.errors import said_plainly
-from core.train.report import PREDICTIONS
 from core.train.run import Outcome, Run
 from core.train.trained import load_trained
 from recipes.csa_stage1.assembly import (
     DEFAULT_CONFIG,
     Config,
+    GalleryConfig,
     build_model,
     embed,
     open_corpus,
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     directory = runs_root() / config.run.name
     with joined(device=config.run.device) as ranks, said_plainly():
         corpus = open_corpus(config, directory, ranks=ranks)
-        frozen = open_frozen_text(config, device=ranks.device)
+        frozen = open_frozen_text(config, ranks=ranks)
         model = build_model(config, corpus, frozen)
         load_trained(model, directory, ranks=ranks, precision=config.parallel.precision)
         gallery = collect(batches_of(config, corpus, "test", ranks=ranks), model, frozen, ranks=ranks)
@@ -103,7 +103,8 @@ def score_test(
         logger.info("%s", describe(scores))
         write_json(run.directory / SCORES, scores | {"step": outcome.step})
         draw_similarities(gallery.speech @ gallery.text.T, gallery.num_samples, run.directory / SIMILARITIES)
-        record_neighbours(run, gallery, step=outcome.step, most=config.gallery.shown)
+        for record in neighbours(gallery, config.gallery):
+            append_record(run.directory / NEIGHBOURS, {"step": outcome.step, "token": run.token, **record})
     return outcome
 
 
@@ -210,13 +211,23 @@ def describe(scores: Mapping[str, float], *, split: Split = "test") -> str:
     return "\n".join(lines)
 
 
-def record_neighbours(run: Run, gallery: Gallery, *, step: int, most: int) -> None:
-    """The nearest text of some clips, into predictions.jsonl."""
-    nearest = (gallery.speech @ gallery.text.T).argmax(1)
-    for row in np.linspace(0, len(nearest) - 1, min(most, len(nearest))).astype(int):
-        facts = {"split": "test", "step": step, "token": run.token, "sample_id": gallery.sample_ids[row]}
-        texts = {"reference": gallery.texts[row], "hypothesis": gallery.texts[nearest[row]]}
-        append_record(run.directory / PREDICTIONS, facts | texts)
+def neighbours(gallery: Gallery, config: GalleryConfig) -> Iterator[dict[str, Any]]:
+    """Of some clips, and of their texts, what lies nearest on the other side, with the cosines; nearest first."""
+    num = len(gallery.texts)
+    cosines = gallery.speech.astype(np.float64) @ gallery.text.astype(np.float64).T  # (N, N)
+    for direction, similarities in zip(DIRECTIONS, (cosines, cosines.T), strict=True):
+        for row in np.linspace(0, num - 1, min(config.shown, num)).astype(int):
+            nearest = (-similarities[row]).argsort(kind="stable")[: config.neighbours]
+            yield {
+                "direction": direction,
+                "sample_id": gallery.sample_ids[row],
+                "text": gallery.texts[row],
+                "cosine": float(similarities[row, row]),
+                "neighbours": [
+                    {"sample_id": gallery.sample_ids[one], "text": gallery.texts[one],
+                     "cosine": float(similarities[row, one])} for one in nearest.tolist()
+                ],
+            }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -53,6 +53,10 @@ class CorpusPart(Protocol):
         """Changes when another corpus is meant."""
         ...
 
+    def text_files(self) -> list[Path]:
+        """The files that say what is said; a corpus is another one when their content is."""
+        ...
+
     @property
     def transcripts(self) -> list[tuple[Path, str]]:
         """Files of the tree to copy along, and where to."""
@@ -95,6 +99,9 @@ class ManifestPart:
 
     def describe(self) -> str:
         return f"{self.index.manifest.resolve()}, {len(self.index)} cuts"
+
+    def text_files(self) -> list[Path]:
+        return [self.index.manifest]
 
     def utterances(self, shard: int) -> Iterator[Utterance | BadSample]:
         for row in range(shard * self.shard_size, min(len(self.index), (shard + 1) * self.shard_size)):
@@ -149,6 +156,9 @@ class TreePart:
 
     def describe(self) -> str:
         return f"{self.folder.resolve()}, {len(self.chapters)} chapters"
+
+    def text_files(self) -> list[Path]:
+        return [path for chapter in self.chapters for path in (chapter, _alignments(chapter)) if path.exists()]
 
     def utterances(self, shard: int) -> Iterator[Utterance | BadSample]:
         for number in self.shards[shard]:
@@ -210,6 +220,12 @@ class TsvPart:
     def describe(self) -> str:
         return f"{self.tsv.resolve()}, {self.tsv.stat().st_size} bytes"
 
+    def text_files(self) -> list[Path]:
+        with self.tsv.open(encoding="utf-8") as file:
+            next(file)
+            folders = {(self.tsv.parent / line.split("\t")[0]).parent for line in file}
+        return [self.tsv, *(path for folder in sorted(folders) for path in sorted(folder.glob(TRANSCRIPTS)))]
+
     def utterances(self, shard: int) -> Iterator[Utterance | BadSample]:
         known: tuple[Path | None, dict[str, str]] = (None, {})
         with self.tsv.open("rb") as file:
@@ -241,13 +257,17 @@ def _transcripts_of(folder: Path) -> dict[str, str]:
 
 def _words_beside(transcripts: Path) -> dict[str, list[Any]]:
     """The times of words by LibriSpeech-alignments, where its files were copied into the tree."""
-    path = transcripts.with_name(transcripts.name.partition(".")[0] + ".alignment.txt")
+    path = _alignments(transcripts)
     if not path.exists():
         return {}
     return {
         sample_id: [[item.symbol, item.start, item.duration, item.score] for item in items]
         for sample_id, items in parse_alignments(path).items()
     }
+
+
+def _alignments(transcripts: Path) -> Path:
+    return transcripts.with_name(transcripts.name.partition(".")[0] + ".alignment.txt")
 
 
 def _spoken(rel_path: str, sample_id: str, path: Path, text: str, words: list[Any] | None = None) -> Utterance:

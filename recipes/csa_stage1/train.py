@@ -15,13 +15,15 @@ from torch import nn
 
 from core.config import parse_args
 from core.data.stream import TrainStream
-from core.parallel.engine import build_engine
+from core.parallel.engine import build_engine, resolve_precision
 from core.parameters import describe_parameters, freeze
 from core.train.loop import Loss, fit
 from core.train.run import Outcome, Run, run_job
+from core.train.run_context import note_effective
 from recipes.csa_stage1.assembly import (
     DEFAULT_CONFIG,
     Config,
+    attention_of,
     begin_with,
     build_model,
     contrast,
@@ -47,12 +49,15 @@ def train(config: Config, run: Run) -> Outcome:
     for line in data.describe():
         logger.info(line)
 
-    frozen = open_frozen_text(config, device=run.ranks.device)
+    frozen = open_frozen_text(config, ranks=run.ranks)
     model = build_model(config, corpus, frozen)
-    if config.pretrained is not None and run.ranks.from_first(run.checkpoints.newest_step()) is None:
+    if run.ranks.from_first(run.checkpoints.newest_step()) is None:
         begin_with(model, config, ranks=run.ranks)
     freeze(model, config.optim.freeze)
     logger.info("%s", describe_parameters(model, freeze=config.optim.freeze, decay=config.optim.decay))
+    precision = resolve_precision(config.parallel.precision, run.ranks)
+    if run.ranks.is_first:
+        note_effective(run.directory, attention_of(model, frozen) | {"precision": precision})
     engine = build_engine(model, config.parallel, optim=config.optim, ranks=run.ranks)
 
     group = run.ranks.mesh.get_group("dp") if run.ranks.mesh is not None and run.ranks.dp_size > 1 else None

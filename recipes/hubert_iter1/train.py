@@ -1,6 +1,6 @@
 """Train HuBERT on clusters of MFCC, and tell at the end how good its layers are as units of speech.
 
-./launch.sh -n8 recipes/hubert_iter1/job.sub
+./launch.sh -n4 recipes/hubert_iter1/job.sub
 ./run.sh recipes/hubert_iter1 --config recipes/hubert_iter1/tiny.yaml optim.lr=1e-3
 torchrun --nproc-per-node 2 -m recipes.hubert_iter1.train --config recipes/hubert_iter1/config.yaml
 """

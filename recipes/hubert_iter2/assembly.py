@@ -36,7 +36,7 @@ class FeatureConfig:
     """What is clustered: `layer` (from 1) of a trained run, its name under `runs/` or its directory. `checkpoint`: the
     hash of its weights to insist on, as labels and log say it; null takes the newest. `smooth_frames`, odd: clusters
     are those of a weighted mean of so many frames, for models that heard too little speech to learn by themselves that
-    phones last; 1: of each frame, as published. `run: null`: labels are at hand, and train does not need their model."""
+    phones last; 1: of each frame, as published. `run: null`: train needs no more than the labels."""
 
     run: str | None = None
     layer: Annotated[int, Field(ge=1)]

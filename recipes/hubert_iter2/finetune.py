@@ -1,6 +1,6 @@
 """Fine-tune a pretrained HuBERT to spell what it hears, with CTC, and score it on held-out speech at the end.
 
-./launch.sh recipes/hubert_iter2/finetune.sub
+./launch.sh recipes/hubert_iter2/finetune.sub pretrained.run=hubert.train2
 torchrun --nproc-per-node 2 -m recipes.hubert_iter2.finetune --config recipes/hubert_iter2/finetune_tiny.yaml
 """
 

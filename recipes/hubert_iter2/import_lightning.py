@@ -1,7 +1,7 @@
 """Begin a run with a checkpoint of the predecessor (Lightning, on GPUs or Gaudi): training goes on where it was.
 
 python -m recipes.hubert_iter2.import_lightning epoch=220-step=241553.ckpt run.name=imported
-./launch.sh -n4 --run imported recipes/hubert_iter2/job.sub
+./launch.sh -n6 --run imported recipes/hubert_iter2/job.sub
 """
 
 import sys

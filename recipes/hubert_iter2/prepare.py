@@ -18,7 +18,7 @@ from core.data.labelled_speech import LabelledSpeech
 from core.data.labelling import Labelling
 from core.data.reading import BadSample
 from core.data.unit_quality import HeldOut
-from core.runfiles import BAD_SAMPLES, CLUSTERS, SCORES, append_record, write_json
+from core.runfiles import BAD_SAMPLES, CLUSTERS, SCORES, append_record, pieces_so_far, write_json
 from core.train.run import Outcome, Run, run_job
 from recipes.hubert_iter2.assembly import DEFAULT_CONFIG, Config, clustered
 
@@ -49,9 +49,11 @@ def prepare(config: Config, run: Run) -> Outcome:
         stops=run.stops,
         note_bad=note_bad,
     )
+    before = pieces_so_far(run.directory)
     codebook = labelling.codebook()
     if codebook is None or not labelling.labels(codebook):
-        return Outcome(step=0, finished=False, reason=next(filter(None, run.ranks.gather(run.stop.reason))))
+        reason = next(filter(None, run.ranks.gather(run.stop.reason)))
+        return Outcome(step=before + labelling.num_made, finished=False, reason=reason)
     held_out = HeldOut.open(config.quality, grid=config.grid, seed=run.seed)
     labels = held_out.labels(features, codebook, ranks=run.ranks)
     report = held_out.report(labels, num_clusters=config.labelling.kmeans.num_clusters)
@@ -59,7 +61,7 @@ def prepare(config: Config, run: Run) -> Outcome:
     if run.ranks.is_first:
         write_json(run.directory / SCORES, report.scores("labels/"))
         draw_report(report, run.directory / CLUSTERS)
-    return Outcome(step=0, finished=True, reason="all labels made")
+    return Outcome(step=before + labelling.num_made, finished=True, reason="all labels made")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Train HuBERT on clusters of a layer of the model before, and tell at the end how good its own are as units.
 
-./launch.sh -n8 recipes/hubert_iter2/job.sub
+./launch.sh -n6 recipes/hubert_iter2/job.sub
 ./run.sh recipes/hubert_iter2 --config recipes/hubert_iter2/tiny.yaml optim.lr=1e-3
 torchrun --nproc-per-node 2 -m recipes.hubert_iter2.train --config recipes/hubert_iter2/config.yaml
 """

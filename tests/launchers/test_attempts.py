@@ -81,3 +81,39 @@ def test_what_came_before_a_new_launch_is_forgiven(tmp_path: Path) -> None:
     run = write_ledger(tmp_path / "run", ended(1, -9), ended(2, -9), ended(3, -9))
     assert len(read_attempts(run, first_link=3)) == 1
     assert reason_to_stop(outcomes(run, read_attempts(run, first_link=3))) is None
+
+
+@pytest.mark.parametrize(
+    "steps, progress, goes_on",
+    [
+        ((30, 42, 50), [True, True, True], True),
+        ((30, 30, 50), [True, False, True], True),
+        ((30, 30, 30), [True, False, False], False),
+        ((30, None, 31), [True, False, True], True),  # one was killed, and could not tell
+    ],
+)
+def test_a_preparation_goes_on_as_long_as_it_makes_pieces(
+    tmp_path: Path, steps: tuple[int | None, ...], progress: list[bool], goes_on: bool
+) -> None:
+    """It has no checkpoints, so each link starts at 0, and tells how many pieces all of them have made."""
+    events = [
+        event
+        for k, step in enumerate(steps, start=1)
+        for event in (started(k, 0), ended(k, -9) if step is None else ended(k, 75, step, token=k))
+    ]
+    run = write_ledger(tmp_path / "run", *events)
+    found = outcomes(run, read_attempts(run))
+    assert [one.made_progress for one in found] == progress
+    assert (reason_to_stop(found) is None) == goes_on
+
+
+def test_pieces_of_an_earlier_launch_are_no_progress_of_this_one(tmp_path: Path) -> None:
+    run = write_ledger(tmp_path / "run", *(e for k in (1, 2) for e in (started(k, 0), ended(k, 75, 30, token=k))))
+    assert [one.made_progress for one in outcomes(run, read_attempts(run, first_link=2))] == [False]
+
+
+def test_who_was_refused_says_nothing_of_the_run(tmp_path: Path) -> None:
+    run = write_ledger(tmp_path / "run", started(1, 0), started(2, 0), ended(1, 92, 9, token=1), ended(3, 92))
+    found = outcomes(run, read_attempts(run))
+    assert [(one.link, one.exit_code) for one in found] == [(2, None)]
+    assert reason_to_stop(found) is None

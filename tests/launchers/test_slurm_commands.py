@@ -48,6 +48,18 @@ def test_a_submission_whose_answer_was_lost_is_found_not_repeated(cluster: FakeC
     cluster.answers("squeue", f"echo '41 /elsewhere.sh'; echo '42 {script}'")
     assert submit(script) == "42"
     assert cluster.calls("sbatch") == [str(script)]
+    assert cluster.calls("squeue") == ["--noheader --me --states=all --format=%A %o"], "also what is over already"
+
+
+def test_a_submission_of_which_nothing_can_be_learned_is_not_repeated(cluster: FakeCluster, tmp_path: Path) -> None:
+    for command in ("sbatch", "squeue"):
+        cluster.answers(command, f"echo '{command}: error: Unable to contact slurm controller' >&2; exit 1")
+    with pytest.raises(SlurmError) as refused:
+        submit(tmp_path / "submission_file_ab12.sh")
+    assert len(cluster.calls("sbatch")) == 1, "the link may be queued: once more would queue it twice"
+    for words in ("sbatch: error", "squeue: error", f"{tmp_path}/submission_file_ab12.sh may be queued"):
+        assert words in str(refused.value)
+    assert refused.value.is_unclear
 
 
 def test_a_submission_that_did_not_arrive_is_tried_again(cluster: FakeCluster, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a job does before and after its .sub file, with the job as a process of its own."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -9,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from core.runfiles import DONE, FAILED, STOP
+from core.runfiles import DONE, FAILED, STOP, ExitCode, record_link
+from launchers import slurm_link
+from launchers.attempts import read_attempts
 from launchers.ledger import read_links
 from tests.launchers.conftest import FakeCluster, write_ledger
 
@@ -151,3 +154,86 @@ def test_signals_are_for_the_ranks(cluster: FakeCluster, runs: Path) -> None:
     os.killpg(job.pid, signal.SIGTERM)
     job.communicate(timeout=300)
     assert job.returncode == 75
+
+
+def test_a_refused_second_writer_leaves_the_first_ones_chain_alone(cluster: FakeCluster, runs: Path) -> None:
+    run = write_ledger(
+        runs / "run",
+        *FOUR,
+        {"event": "started", "link": 1, "step": 0},
+        *(submitted(k, 10 + k, first=5) for k in (5, 6)),  # another launch
+    )
+    assert work(5, "exit 92", runs=runs).returncode == 92
+    refused = read_links(run)[4]
+    assert (refused.exit_code, refused.has_run, refused.outcome) == (92, False, "another job holds the run")
+    assert not (run / FAILED).exists()
+    assert cluster.calls("scancel") == []
+    assert work(6, "exit 92", runs=runs).returncode == 92, "each tries, and the second stops nothing either"
+    assert not (run / FAILED).exists()
+
+
+def test_a_job_that_lost_the_run_stops_nothing(cluster: FakeCluster, runs: Path) -> None:
+    """Link 1 was cut off, link 2 went on in its place, and only then link 1 notices."""
+    run = write_ledger(runs / "run", *FOUR)
+    start = "from core.runfiles import record_link; from pathlib import Path; run = Path(sys.argv[1])"
+    events = (
+        "record_link(run, event='started', link=1, token=1, step=0, host='n1', pid=1)",
+        "record_link(run, event='started', link=2, token=2, step=0, host='n2', pid=1)",
+        "record_link(run, event='ended', link=1, token=1, step=9, exit_code=92, reason='taken over')",
+    )
+    script = f"'{sys.executable}' -c \"import sys; {start}; {'; '.join(events)}\" '{run}'; exit 92"
+    assert work(1, script, runs=runs).returncode == 92
+    assert [link.exit_code for link in read_links(run)[:2]] == [92, None]
+    assert not (run / FAILED).exists()
+    assert cluster.calls("scancel") == []
+
+
+@pytest.mark.parametrize(
+    "state, code, words",
+    [
+        ("OUT_OF_MEMORY", 91, "out of memory: SLURM killed it for its memory"),
+        ("NODE_FAIL", 90, "the node failed: SLURM lost its node"),
+        ("FAILED", -9, "killed by signal 9"),
+        ("COMPLETED", -9, "killed by signal 9"),
+    ],
+)
+def test_what_slurm_learned_later_about_a_kill(
+    cluster: FakeCluster, runs: Path, state: str, code: int, words: str
+) -> None:
+    run = write_ledger(runs / "run", *FOUR)
+    assert work(1, "kill -9 $$", runs=runs).returncode == 137
+    assert read_links(run)[0].exit_code == -9
+    cluster.answers("scontrol", f"echo 'JobId=11 JobName=run JobState={state} Reason=None ExitCode=0:9'")
+    work(2, "exit 75", runs=runs)
+    assert (read_links(run)[0].exit_code, read_links(run)[0].outcome) == (code, words)
+    attempts = [attempt for attempt in read_attempts(run) if attempt.link == 1]
+    assert [attempt.ended["exit_code"] for attempt in attempts] == [code], "one attempt, whatever was said of it"
+
+
+def test_a_full_disk_does_not_keep_the_rest_in_the_queue(
+    cluster: FakeCluster, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = write_ledger(runs / "run", *FOUR)
+    before = (run / "chain.jsonl").read_bytes()
+    monkeypatch.setenv("BATON_LINK", "1")
+    monkeypatch.setattr(slurm_link, "write_whole", fails)
+    monkeypatch.setattr(slurm_link, "record_link", fails)
+    monkeypatch.setattr(slurm_link, "HANDED_ON", ())
+    assert slurm_link.main(["run", "bash", "-c", "exit 87"]) == ExitCode.STORAGE
+    assert cluster.calls("scancel") == ["--quiet --state=PENDING 12 13 14"]
+    assert (run / "chain.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("pieces, is_stopped", [((30, 42), False), ((30, 30), False), ((0, 0), True)])
+def test_a_preparation_that_is_cut_goes_on_while_it_makes_pieces(
+    cluster: FakeCluster, runs: Path, pieces: tuple[int, int], is_stopped: bool
+) -> None:
+    run = write_ledger(runs / "run", *FOUR)
+    for link, made in enumerate(pieces, start=1):
+        record_link(run, event="started", link=link, token=link, step=0, host="n1", pid=1)
+        record_link(run, event="ended", link=link, token=link, step=made, exit_code=75, reason="signal USR1")
+    answer = work(3, "echo prepares; exit 75", runs=runs)
+    assert ("prepares" in answer.stdout) == (not is_stopped)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launchers.ledger import read_links
+from launchers.attempts import read_attempts
 from launchers.run_facts import facts_of, training_time_ratio
 from tests.launchers.conftest import FakeCluster, Launcher, launcher_command, write_ledger
 
@@ -112,7 +112,80 @@ def test_the_share_of_time_that_went_into_steps_that_count(runs: Path) -> None:
         {"event": "started", "link": 2, "step": 80},  # 20 of link 1's 100 steps are done again
         ended(2, 180, train_s=95.0, wall_s=100.0),
     )
-    links = read_links(run)
-    assert training_time_ratio(links) == pytest.approx((0.8 * 90 + 95) / 200)
-    assert training_time_ratio(links[1:]) == pytest.approx(0.95)
+    attempts = read_attempts(run)
+    assert training_time_ratio(attempts) == pytest.approx((0.8 * 90 + 95) / 200)
+    assert training_time_ratio(attempts[1:]) == pytest.approx(0.95)
     assert training_time_ratio([]) is None
+
+
+def test_an_attempt_that_a_requeue_ended_is_not_forgotten(runs: Path) -> None:
+    run = write_ledger(
+        runs / "one",
+        {"event": "submitted", "link": 1, "job_id": "1"},
+        {"event": "started", "link": 1, "step": 0},  # at minute 1
+        {"event": "ended", "link": 1, "exit_code": None, "slurm_state": "REQUEUED", "reason": "SLURM lost its node"},
+        {"event": "started", "link": 1, "step": 0},
+        {"event": "ended", "link": 1, "exit_code": 75, "step": 50, "token": 2, "train_s": 55.0, "wall_s": 60.0},
+    )
+    (row,) = facts_of([run])
+    (link,) = row["link_table"]
+    assert row["training_time_ratio"] == link["training_time_ratio"] == pytest.approx(55 / 120)
+    assert row["time_s"] == link["time_s"] == 120
+    assert link["outcome"] == "SLURM lost its node; then stopped as planned, to be continued"
+
+
+@pytest.mark.parametrize(
+    "state, marker, words, run_state",
+    [
+        ("NODE_FAIL", None, "died before it began to work: SLURM lost its node", "failed"),
+        ("TIMEOUT", None, "died before it began to work: the time limit came before it could save", "failed"),
+        ("FAILED", None, "died before it began to work: see its log", "failed"),
+        ("FAILED", "STOP", "cancelled before it began", "cancelled"),  # it found the mark, and left with 75
+        ("CANCELLED", None, "not started", "not started"),
+    ],
+)
+def test_a_job_that_died_before_it_could_say_so(
+    cluster: FakeCluster, runs: Path, state: str, marker: str | None, words: str, run_state: str
+) -> None:
+    run = write_ledger(runs / "one", {"event": "submitted", "link": 1, "job_id": "1"})
+    if marker is not None:
+        (run / marker).write_text("cancelled by me")
+    cluster.answers("squeue", f"echo '1|{state}|n3|N/A|None'")
+    (row,) = facts_of([run])
+    assert (row["link_table"][0]["outcome"], row["state"]) == (words, run_state)
+
+
+def test_what_a_fenced_writer_adds_does_not_count(runs: Path) -> None:
+    """Link 1 saved step 50 and was cut off; link 2 went on from there, and link 1 still writes."""
+    run = chain(runs / "one", 0)
+    metrics = run / "metrics.jsonl"
+    with metrics.open("w") as file:
+        for token, step, loss in ((1, 50, 5.0), (1, 60, 4.0), (2, 55, 4.5)):
+            file.write(json.dumps({"phase": "train", "step": step, "token": token, "loss": loss}) + "\n")
+    (row,) = facts_of([run])
+    assert (row["step"], row["loss"]) == (55, 4.5)
+    with metrics.open("a") as file:
+        for step in range(61, 400):  # more than the end that is read at first
+            file.write(json.dumps({"phase": "train", "step": step, "token": 1, "loss": 9.0, "eta_s": 1}) + "\n")
+    (row,) = facts_of([run])
+    assert (row["step"], row["loss"], row["eta_s"]) == (55, 4.5, None)
+
+
+def test_long_names_and_full_host_names_fit_into_80_columns(launcher: Launcher, runs: Path) -> None:
+    names = [f"{'a_long_name_' * 5}-{number}" for number in (1, 2)]
+    for name in names:
+        end = {"exit_code": 75, "step": 2_000_000, "token": 1, "train_s": 1, "wall_s": 86399}
+        write_ledger(
+            runs / name,
+            {"event": "submitted", "link": 1, "job_id": "12345678_12", "seed": 4294967295},
+            {"event": "started", "link": 1, "step": 1_000_000, "host": "gpu-node-0123.cluster.institute.example.org"},
+            {"event": "ended", "link": 1, **end},
+        )
+        (runs / name / "metrics.jsonl").write_text(json.dumps({"step": 2_000_000, "loss": 1.234}) + "\n")
+    everything = launcher("status").stdout
+    assert max(map(len, everything.splitlines())) <= 80
+    assert "name_-1  paused  2,000,000" in everything and "name_-2  paused" in everything
+    one = launcher("status", names[0]).stdout
+    (table,) = [part for part in one.split("\n\n") if "seed" in part]
+    assert max(map(len, table.splitlines())) <= 80
+    assert "  gpu-..0123  " in table and "4294967295" in table and "1000000 - 2000000" in table

@@ -68,6 +68,25 @@ def test_on_slurm_a_link_of_all_runs_is_one_array(
         assert links[0].submitted["argv"][1:] == [f"run.name=grid-{number}", "b=x", f"a={number}"]
 
 
+def test_the_dry_run_shows_the_arrays_that_are_submitted(
+    cluster: FakeCluster, launcher: Launcher, runs: Path, sub: Path
+) -> None:
+    words = ["-n2", "--run", "grid", sub, "a=1,2", "b=x"]
+    dry = launcher("sweep", "--dry-run", *words)
+    assert dry.returncode == 0, dry.stderr
+    assert not runs.exists(), "nothing is written"
+    assert cluster.calls("sbatch") == []
+    assert launcher("sweep", *words).returncode == 0
+    arrays = sorted((runs / "grid/logs").glob("link_*/*_submission.sh"))
+    submitted = [*(path.read_text() for path in arrays), (runs / "grid/logs/comparison.sh").read_text()]
+    shown = [part.partition("\n")[2] for part in dry.stdout.split("---- ")[1:]]
+    assert len(shown) == len(submitted) == 3
+    for number, (text, script) in enumerate(zip(shown, submitted, strict=True)):
+        text = text.replace(f"<job array of link {number}>", f"10{number}").replace("'", "")
+        assert text.startswith(script.replace("'", "").rstrip("\n"))
+    assert "# task 1: ['env'" in shown[1] and "'a=2'" in shown[1] and "BATON_LINK=2" in shown[1]
+
+
 def test_a_refused_array_takes_the_others_back(cluster: FakeCluster, launcher: Launcher, runs: Path, sub: Path) -> None:
     cluster.answers(
         "sbatch",

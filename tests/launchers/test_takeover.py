@@ -1,19 +1,22 @@
 """The lease of a job that is over, against the real lease of a job."""
 
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
-from core.runfiles import read_json, write_json
-from core.train.lease import Lease, LeaseHeld
+from core.runfiles import LEASE, read_json, write_json
+from core.train.lease import STALE_S, Lease, LeaseHeld
+from launchers import takeover
 from launchers.takeover import take_over
 from tests.launchers.conftest import FakeCluster
 
 
 @pytest.fixture
-def held(tmp_path: Path) -> Path:
-    """A run whose lease job 11 holds, on a node that is not this machine."""
+def held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run whose lease job 11 holds, on a node that is not this machine. Nobody waits to see whether it lives."""
+    monkeypatch.setattr(takeover, "WAIT_S", 0.0)
     run = tmp_path / "run"
     run.mkdir()
     lease = Lease(run, job_id="11")
@@ -65,3 +68,39 @@ def test_a_lease_without_a_slurm_job_is_left_alone(cluster: FakeCluster, held: P
     write_json(held / "lease.json", {**read_json(held / "lease.json"), "job_id": f"process-{socket.gethostname()}"})
     assert not take_over(held)
     assert cluster.calls("scontrol") == []
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_a_holder_of_which_nothing_is_known_is_watched(
+    cluster: FakeCluster, held: Path, monkeypatch: pytest.MonkeyPatch, is_alive: bool
+) -> None:
+    cluster.answers("scontrol", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
+    looks = 0
+
+    def later(seconds: float) -> None:
+        nonlocal looks
+        looks += 1
+        lease = read_json(held / LEASE)
+        beat = lease["heartbeat"] + 15 if is_alive else time.time() - STALE_S
+        if looks == 2:
+            write_json(held / LEASE, {**lease, "heartbeat": beat})
+
+    monkeypatch.setattr(takeover, "WAIT_S", 60.0)
+    monkeypatch.setattr(takeover, "_pause", later)
+    write_json(held / LEASE, {**read_json(held / LEASE), "heartbeat": time.time() - 1})
+    assert not take_over(held)
+    assert looks == 2, "no longer than it takes to know"
+    if is_alive:
+        with pytest.raises(LeaseHeld):
+            Lease(held, job_id="12")
+    else:
+        Lease(held, job_id="12").release()
+
+
+def test_a_holder_that_slurm_knows_to_be_at_work_is_not_watched(
+    cluster: FakeCluster, held: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(takeover, "WAIT_S", 60.0)
+    monkeypatch.setattr(takeover, "_pause", lambda seconds: pytest.fail("there is nothing to wait for"))
+    cluster.answers("scontrol", "echo 'JobId=11 JobName=run JobState=RUNNING Reason=None'")
+    assert not take_over(held)

@@ -142,7 +142,7 @@ def save_wav2vec2(folder: Path, **options: Any) -> Path:
     return folder
 
 
-def save_bert(folder: Path) -> Path:
+def save_bert(folder: Path, *, width: int = 16) -> Path:
     """A directory of Hugging Face with a tiny BERT at random, and a tokenizer of letters."""
     from transformers import BertConfig, BertModel, BertTokenizerFast
 
@@ -152,7 +152,7 @@ def save_bert(folder: Path) -> Path:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "'", *letters, *(f"##{letter}" for letter in letters)]
     (folder / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
     BertTokenizerFast(vocab=str(folder / "vocab.txt"), do_lower_case=True).save_pretrained(folder)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {"hidden_size": width, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
     return folder
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from core.config import load
-from core.runfiles import read_json
+from core.runfiles import read_json, write_json
 from recipes.csa_stage1.assembly import Config
 from recipes.csa_stage1.benchmark.leaks import diagnose
 from recipes.csa_stage1.benchmark.manifest import latest_rows, read_table
@@ -20,7 +20,26 @@ from tests.recipes.test_bench_tables import ETA_COLUMNS, GPU_COLUMNS, HOST_COLUM
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 12
-PAUSES = ("validation_every_steps", "checkpoint_every_steps")
+FIGURES_OF_GROUPS = (
+    "mode group runs ok_runs unstable_ratio tail_iter_ms_mean tail_iter_ms_std tail_samples_per_sec_mean "
+    "tail_samples_per_sec_std tail_targets_per_sec_mean iter_p90_over_p50_mean stability_score rank_spread_ms_p90 "
+    "eta_abs_error_sec_p50 eta_rel_error_p50 peak_memory_gib speedup_vs_baseline"
+)
+TABLES = {
+    "skipped_runs.tsv": "mode group repeat reason time",
+    "per_run_metrics.csv": (
+        "mode group repeat attempt status exit_code duration_sec last_step timing_points tail_iter_ms_mean "
+        "tail_samples_per_sec tail_targets_per_sec tail_data_wait_share iter_p90_over_p50 data_p90_over_p50 "
+        "step_p90_over_p50 unstable_run_flag rank_spread_ms_p90 eta_abs_error_sec_p50 eta_abs_error_sec_p90 "
+        "eta_rel_error_p50 last_loss peak_memory_gib stall_alerts spike_alerts run_dir"
+    ),
+    "group_summary.csv": FIGURES_OF_GROUPS,
+    "ranked_groups.csv": (f"rank rank_by {FIGURES_OF_GROUPS} rank_iter rank_throughput rank_stability rank_balanced"),
+}
+FILES = {
+    "run_manifest.tsv", "timing_points.csv", "eta_points.csv", *TABLES, "summary.json", "summary.md", "summary.png",
+    "best_config.json", "best_config.env", "best_overrides.txt", "leaks.json", "git.json", "bench_ab.yaml", "runs",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +93,9 @@ def test_every_file_is_there_with_the_columns_of_csref(suite: Path) -> None:
     for row in latest_rows(suite):
         assert header(Path(row["run_dir"], "gpu_telemetry.csv")) == GPU_COLUMNS
         assert header(Path(row["run_dir"], "host_telemetry.csv")) == HOST_COLUMNS
+    for name, columns in TABLES.items():
+        assert header(suite / name) == columns.split(), name
+    assert {path.name for path in suite.iterdir() if path.name[0] != "."} == FILES
     for name in ("per_run_metrics.csv", "group_summary.csv", "ranked_groups.csv"):
         assert len(read_table(suite / name)) == 2
     assert (suite / "summary.png").read_bytes().startswith(b"\x89PNG")
@@ -88,7 +110,7 @@ def test_the_manifest_says_what_really_ran(suite: Path) -> None:
         "deterministic": "0", "wall_clock_breakdown": "0", "log_every_steps": "1", "validation_every_steps": "4",
         "checkpoint_every_steps": "2", "num_workers": "0", "prefetch_factor": "4", "timing_rank_scope": "all",
         "precision_mode_req": "auto", "precision_mode_effective": "fp32", "gpu_name": "", "gpu_telemetry_rows": "0",
-        "gpu_telemetry_empty_flag": "1", "host_telemetry_empty_flag": "0", "attempt": "1",
+        "attn_impl_effective": "", "gpu_telemetry_empty_flag": "1", "host_telemetry_empty_flag": "0", "attempt": "1",
     }  # fmt: skip
     assert {column: old[column] for column in expected} == expected
     changed = {
@@ -134,7 +156,15 @@ def test_the_best_configuration_trains(suite: Path) -> None:
 
 def test_summaries_are_made_anew_from_what_is_there(suite: Path) -> None:
     (suite / "summary.json").unlink()
+    for row in latest_rows(suite):  # what the suite asked for is not what counts
+        context = read_json(Path(row["run_dir"], "run_context.json"))
+        assert context["effective"] == {
+            "eta_mode": "global_max", "speech_attention": None, "text_attention": None, "precision": "fp32",
+        }  # fmt: skip
+        write_json(Path(row["run_dir"], "run_context.json"), context | {"effective": {"eta_mode": "rank0"}})
     bench(suite.parents[1], "summarize")
+    assert {row["eta_mode"] for row in read_table(suite / "eta_points.csv")} == {"rank0"}
+    assert "ab-old_like-r1: host memory" in (suite / "summary.md").read_text().split("Not judged:")[1]
     assert read_json(suite / "summary.json")["runs_by_status"] == {"ok": 2}
     said = bench(suite.parents[1], "diagnose", code=int(_leaks(suite)))
     assert "ab-old_like-r1: host memory: too short" in said

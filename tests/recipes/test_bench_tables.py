@@ -7,8 +7,10 @@ import pytest
 import yaml
 
 from core.config import ConfigError, load, to_yaml
-from core.runfiles import METRICS, append_record
+from core.runfiles import METRICS, append_record, write_json
 from recipes.csa_stage1.benchmark import kpis, points, telemetry
+from recipes.csa_stage1.benchmark.attempt import Attempt, Ended
+from recipes.csa_stage1.benchmark.leaks import FLAT, LEAK, TOO_SHORT, Finding, leaking, not_judged
 from recipes.csa_stage1.benchmark.machine import Gpus
 from recipes.csa_stage1.benchmark.manifest import (
     COLUMNS,
@@ -19,7 +21,9 @@ from recipes.csa_stage1.benchmark.manifest import (
     read_table,
     write_table,
 )
+from recipes.csa_stage1.benchmark.page import page
 from recipes.csa_stage1.benchmark.plan import choices, overrides, planned_runs
+from recipes.csa_stage1.benchmark.row import row_of
 from recipes.csa_stage1.benchmark.settings import BenchConfig
 from recipes.csa_stage1.benchmark.suite import Suite
 
@@ -208,6 +212,59 @@ def test_figures_of_a_run_are_of_its_tail(tmp_path: Path) -> None:
     assert found["tail_targets_per_sec"] == 5.0 and found["timing_points"] == 5
     assert found["eta_rel_error_p50"] == pytest.approx(0.1)
     assert found["eta_abs_error_sec_p50"] == statistics.median([4.0, 3.0, 2.0, 1.0])
+
+
+def test_the_page_says_what_could_not_be_judged() -> None:
+    def found(series: str, verdict: str) -> Finding:
+        return Finding(series, verdict, 9, 1.0, 0.0, 0.0, 0.0, "rises")
+
+    findings = {
+        "short": [found("host memory", TOO_SHORT), found("iteration", TOO_SHORT)],
+        "mixed": [found("host memory", FLAT), found("gpu 0 memory", TOO_SHORT)],
+        "silent": [],
+        "leaking": [found("host memory", LEAK)],
+    }
+    unknown = ["short: host memory, iteration: too short", "mixed: gpu 0 memory: too short",
+               "silent: nothing was measured"]  # fmt: skip
+    assert not_judged(findings) == unknown
+
+    def section(leaks: list[str], judged: int, unknown: list[str]) -> list[str]:
+        content = dict.fromkeys(("suite", "time", "is_partial", "runs_planned"), "") | {"runs_by_status": {}}
+        content |= {"groups": [], "ranking": [], "leaks": leaks}  # type: ignore[dict-item]
+        content |= {"leaks_judged": judged, "leaks_not_judged": unknown}  # type: ignore[dict-item]
+        text = page(content, [], [], [], picture=None, manifest=MANIFEST)
+        return [line for line in text.split("## Leaks")[1].split("Every column")[0].splitlines() if line]
+
+    listed = ["Not judged:", *(f"- {one}" for one in unknown)]
+    assert section([], 0, unknown) == ["Nothing could be judged.", *listed]
+    assert section([], 2, []) == ["None in 2 series."]
+    assert section(leaking(findings), 2, unknown) == ["- leaking: host memory rises", *listed]
+
+
+def test_what_really_computed_is_what_the_run_says(tmp_path: Path) -> None:
+    """The suite asked for sdpa and auto; the run noted what became of that."""
+    folder = tmp_path / "s" / "runs" / "ab-a-r1" / "attempt_1"
+    write_run(folder, [1.0, 1.0])
+    write_json(folder / "ended.json", vars(Ended("ok", 0, "", 20.0)))
+    write_json(tmp_path / "s" / "git.json", dict.fromkeys(("commit_hash", "commit_short", "branch", "dirty"), ""))
+    (folder / "config.yaml").write_text(
+        "parallel: {precision: auto}\nmodel: {speech: {attention: sdpa}, text: {attention: sdpa}}\n"
+    )
+    config = read(tmp_path, ab={"a": {}, "b": {}}, timing={"eta_mode": "global_max"})
+    run = planned_runs(config, "ab")[0]
+    columns = ("precision_mode_effective", "attn_impl_effective", "speech_attn_impl_effective",
+               "text_attn_impl_effective", "last_eta_mode")  # fmt: skip
+    row = row_of(config, run, Attempt(folder), Gpus([]))
+    assert [row[column] for column in columns] == [None] * 5, "it did not say"
+    told = {
+        "precision": "fp16",
+        "speech_attention": "eager",
+        "text_attention": "flash_attention_2",
+        "eta_mode": "rank0",
+    }
+    write_json(folder / "run_context.json", {"effective": told})
+    row = row_of(config, run, Attempt(folder), Gpus([]))
+    assert [row[column] for column in columns] == ["fp16", "eager", "eager", "flash_attention_2", "rank0"]
 
 
 def test_rank_spread(tmp_path: Path) -> None:

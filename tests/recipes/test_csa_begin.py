@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from core.data.index import write_manifest
-from core.runfiles import BAD_SAMPLES, ExitCode, read_json, read_records
+from core.runfiles import BAD_SAMPLES, RUN_CONTEXT, ExitCode, read_json, read_records
 from tests.recipes import csa_runs, finetune_runs, runs
 
 BARELY = ("optim.lr=1e-30", "train.max_steps=1", "train.validate_every_steps=null", "parallel.strategy=ddp")
@@ -55,6 +55,40 @@ def test_the_speech_side_begins_with_a_hubert_and_needs_it_once(hubert: Path, ro
     assert codes == [ExitCode.DONE], text
 
 
+def test_all_begins_with_a_checkpoint_of_the_predecessor(directories: Path, tmp_path: Path) -> None:
+    """On two ranks; its text encoder is the frozen one's own, and the second link does not need it any more."""
+    state = predecessor(directories / "wav2vec2")
+    (tmp_path / "iter_10").mkdir()
+    torch.save({"module": state}, tmp_path / "iter_10" / "mp_rank_00_model_states.pt")
+    words = ("optim.lr=1e-30", "train.max_steps=2", "run.link_steps=1", "parallel.strategy=deepspeed")
+    words = (*words, "train.validate_every_steps=null", "model.projection_dim=null", f"predecessor={tmp_path}/iter_10")
+    config = directories / "corpus" / "csa.yaml"
+    codes, text = csa_runs.train(config, tmp_path, *words, num_ranks=2)
+    assert codes == [ExitCode.CONTINUE] * 2 and "0 stay as they are: none" in text, text
+    own = runs.state(tmp_path / "tiny")
+    for theirs, tensor in state.items():
+        name = theirs.replace(".speech_model.", ".model.").replace("speech_encoder.flat.", "speech_pooling.")
+        if not name.endswith("masked_spec_embed"):
+            found = own[f"/model.{ {'logit_scale': 'log_scale'}.get(name, name) }"]
+            assert torch.equal(found, tensor.reshape(found.shape)), theirs
+    shutil.rmtree(tmp_path / "iter_10")
+    codes, text = csa_runs.train(config, tmp_path, *words, num_ranks=2)
+    assert codes == [ExitCode.DONE] * 2, text
+
+
+def predecessor(speech: Path) -> dict[str, torch.Tensor]:
+    """Tensors under the predecessor's names, none of which is what a model begins with."""
+    from transformers import Wav2Vec2Model
+
+    encoder = Wav2Vec2Model.from_pretrained(speech).state_dict()
+    sizes = {f"speech_encoder.speech_model.{name}": tensor.shape for name, tensor in encoder.items()}
+    for name, (rows, columns) in {"mlp.fc.linear": (8, 16), "mlp.linear": (1, 8), "linear_merge": (16, 16)}.items():
+        sizes |= {f"speech_encoder.flat.{name}.weight": torch.Size([rows, columns])}
+        sizes |= {f"speech_encoder.flat.{name}.bias": torch.Size([rows])}
+    generator = torch.Generator().manual_seed(3)
+    return {name: torch.randn(size, generator=generator) for name, size in [*sizes.items(), ("logit_scale", ())]}
+
+
 def _assert_taken(run: Path, other: Path, ours: str, theirs: str) -> None:
     here, there = runs.state(run), runs.state(other)
     taken = [name for name in there if name.startswith(f"/model.{theirs}")]
@@ -88,10 +122,11 @@ def test_another_run_is_refused(
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Encoders of Hugging Face: `wav2vec2`, `bert`; `empty`, `without_weights`, and one whose weights are a BERT's."""
+    """Encoders of Hugging Face: `wav2vec2`, `bert`, `wide`; `empty`, `without_weights`, `of_another`: a BERT's."""
     folder = tmp_path_factory.mktemp("directories")
     csa_runs.save_wav2vec2(folder / "wav2vec2")
     csa_runs.save_bert(folder / "bert")
+    csa_runs.save_bert(folder / "wide", width=24)
     (folder / "empty").mkdir()
     for name in ("without_weights", "of_another"):
         shutil.copytree(folder / "wav2vec2", folder / name)
@@ -109,8 +144,12 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_frozen_text_encoder_is_in_no_checkpoint(directories: Path, tmp_path: Path) -> None:
     words = ("parallel.strategy=deepspeed", "train.max_steps=1", "train.validate_every_steps=1")
-    codes, text = csa_runs.train(directories / "corpus" / "csa.yaml", tmp_path, *words)
+    settings = ("parallel.precision=auto", "model.speech.attention=eager")
+    codes, text = csa_runs.train(directories / "corpus" / "csa.yaml", tmp_path, *words, *settings)
     assert codes == [ExitCode.DONE], text
+    assert read_json(tmp_path / "tiny" / RUN_CONTEXT)["effective"] == {
+        "eta_mode": "rank0", "speech_attention": "eager", "text_attention": "sdpa", "precision": "fp32",
+    }  # fmt: skip
     names = runs.state(tmp_path / "tiny")
     assert any("speech_encoder" in name for name in names) and not any("text_encoder" in name for name in names)
 
@@ -127,12 +166,16 @@ def test_a_frozen_text_encoder_is_in_no_checkpoint(directories: Path, tmp_path: 
         (["model.text.path={0}/missing"], "missing is not a directory; name one of a Hugging Face model"),
         (["model.text.path={0}/wav2vec2"], "expected a text encoder as bert"),
         (["data.tokenizer.directory={0}/missing"], "missing is neither a folder nor cached here"),
-        (["model.projection_dim=null", "model.pooling.kind=mean", "model.text.path={0}/wide"], "wide"),
+        (
+            ["model.projection_dim=null", "model.pooling.kind=mean", "model.text.path={0}/wide"],
+            "needs encoders of one width, but speech has 16 and text 24; set projection_dim, or take att_flat",
+        ),
         (["parallel.precision=fp16"], "parallel.precision=fp16 needs a GPU; use fp32 or bf16 on a CPU"),
         (["plan.max_cuts=31", "plan.max_duration_s=60"], "30 cuts, and each micro-batch takes 31 different ones"),
         (["data.train={0}/missing.jsonl"], "missing.jsonl"),
         (["data.test={0}/nothing.jsonl"], "source 'test' has no rows; prepare its manifest again"),
         (["data.pcm_cache=true"], "prepare"),
+        (["predecessor={0}/missing.pth"], "missing.pth does not exist; name a .pth file, or a DeepSpeed directory"),
         (["pretrained.run=tiny1"], "pretrained must be null with model.speech.kind=pretrained"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from core.data.pcm_cache import PcmCache
 from core.data.reading import read_cut
 from core.data.trimming import trimmed
 from core.data.words import words_of
-from core.runfiles import DONE, ExitCode, read_json, read_records
+from core.runfiles import DONE, ExitCode, pieces_so_far, read_json, read_records
 from recipes.csa_stage1.preparation import Preparation
 from tests.manifests.clips import demo_cuts, librispeech
 from tests.recipes import runs
@@ -167,6 +168,8 @@ def test_an_interrupted_preparation_goes_on(
         assert codes == [-9 if how == signal.SIGKILL else ExitCode.CONTINUE], text
     lists = sorted((tmp_path / "out" / ".prepare").glob("*.jsonl"))
     assert len(lists) == (1 if how == signal.SIGKILL else 2)
+    if how == signal.SIGTERM:
+        assert pieces_so_far(tmp_path / "runs" / "corpus") == 2, "progress, so that the chain goes on"
     before = {path: path.stat().st_mtime_ns for path in lists}
     codes, text = made(tmp_path, [tree])
     assert codes == [ExitCode.DONE], text
@@ -204,6 +207,38 @@ def test_other_settings_are_refused_or_make_it_anew(tmp_path: Path, tree: Path) 
     assert index.read(1).num_samples == soundfile.info(source).frames
     codes, text = made(tmp_path, [tree], "prepare.trim_top_db=null", "prepare.overwrite=true")
     assert "nothing to do" in text, "overwrite makes nothing twice"
+
+
+@pytest.mark.parametrize("kind", ["tree", "tsv", "manifest"])
+def test_corrected_transcripts_are_another_corpus(kind: str, tmp_path: Path, tree: Path) -> None:
+    """Of the same number and size, and of an age that says nothing."""
+    source, edited = tree, tree / "test-clean" / "84" / "121123" / "84-121123.trans.txt"
+    word = edited.read_text().split()[1]
+    if kind != "tree":
+        (tmp_path / "first").mkdir()
+        assert made(tmp_path / "first", [tree], "run.name=first")[0] == [ExitCode.DONE]
+        source = tmp_path / "first" / "out" / ("manifest.tsv" if kind == "tsv" else "librispeech_test-clean.jsonl")
+        edited = source if kind == "manifest" else source.parent / edited.relative_to(tree)
+    assert made(tmp_path, [source])[0] == [ExitCode.DONE]
+    times = edited.stat()
+    os.utime(edited, (times.st_atime + 100, times.st_mtime + 100))
+    assert "nothing to do" in made(tmp_path, [source])[1], "the same content at another time"
+    edited.write_text(edited.read_text().replace(word, "Q" * len(word), 1))
+    os.utime(edited, (times.st_atime, times.st_mtime))
+    codes, text = made(tmp_path, [source])
+    assert codes == [ExitCode.CONFIG] and "input_hashes: " in text and "prepare.overwrite=true" in text, text
+    codes, text = made(tmp_path, [source], "prepare.overwrite=true")
+    assert codes == [ExitCode.DONE] and "nothing to do" not in text, text
+    manifests = [path for path in (tmp_path / "out").glob("*.jsonl") if path.name != "skipped.jsonl"]
+    texts = [cut.supervisions[0].text for path in manifests for cut in ManifestIndex.open(path).cuts()]
+    assert sum("Q" * len(word) in text for text in texts) == 1
+
+
+def test_an_output_from_before_hashes_were_kept_is_whole(tmp_path: Path, tree: Path) -> None:
+    assert made(tmp_path, [tree])[0] == [ExitCode.DONE]
+    path = tmp_path / "out" / "prepare.json"
+    path.write_text(json.dumps({key: value for key, value in read_json(path).items() if key != "input_hashes"}))
+    assert "nothing to do" in made(tmp_path, [tree])[1]
 
 
 def test_two_ranks_make_what_one_makes(tmp_path: Path, tree: Path) -> None:
@@ -281,6 +316,12 @@ def test_words_by_a_trained_run(tmp_path: Path, config: Path) -> None:
         starts, ends = (np.array([item[1] for item in items]), np.array([item[1] + item[2] for item in items]))
         assert (starts <= ends + 1e-9).all() and (ends[:-1] <= starts[1:] + 1e-3).all()
         assert starts[0] >= 0 and ends[-1] <= record["duration"] + 1e-3
+    assert "nothing to do" in made(tmp_path, [tmp_path / "in.jsonl"], "prepare.aligner=tiny")[1]
+    (tmp_path / "runs" / "tiny" / DONE).unlink()
+    codes, text = runs.link(config, tmp_path / "runs", "train.max_steps=3")
+    assert codes == [ExitCode.DONE], text
+    codes, text = made(tmp_path, [tmp_path / "in.jsonl"], "prepare.aligner=tiny")
+    assert codes == [ExitCode.CONFIG] and re.search(r"aligner_weights: .*'step': 2.* -> .*'step': 3", text), text
     codes, text = made(tmp_path, [tmp_path / "in.jsonl"], "prepare.aligner=none", "prepare.overwrite=true")
     assert codes == [ExitCode.CONFIG] and "name a run of lmu_gigaspeech" in text, text
     assert json.loads((tmp_path / "out" / "prepare.json").read_text())["aligner"] == "tiny", "nothing was touched"

@@ -1,16 +1,17 @@
 """What a trained model finds in the held-out clips: the same on any number of ranks, and told in full."""
 
+from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from core.config import load
 from core.distributed import Ranks
 from core.retrieval import gallery_loss
-from core.runfiles import CONFIG, REPORT, SCORES, SIMILARITIES, ExitCode, read_json, read_records
+from core.runfiles import CONFIG, NEIGHBOURS, REPORT, SCORES, SIMILARITIES, ExitCode, read_json, read_records
 from core.text import normalize_transcript
-from core.train.report import PREDICTIONS
 from core.train.trained import load_trained
 from recipes.csa_stage1 import score
 from recipes.csa_stage1.assembly import Config, build_model, open_corpus
@@ -49,15 +50,29 @@ def test_scores_stand_beside_their_baselines(run: Path) -> None:
 
 
 def test_the_report_shows_neighbours_and_similarities(run: Path) -> None:
-    predictions = list(read_records(run / PREDICTIONS))
-    assert len(predictions) == 4 and all(record["split"] == "test" and record["step"] == 2 for record in predictions)
-    told = {cut.id: cut.supervisions[0].text for cut in runs.demo_cuts("test", csa_runs.NUM_TEST)}
     page = (run / REPORT).read_text(encoding="utf-8")
     assert (run / SIMILARITIES).stat().st_size > 10_000
     assert '<img alt="each utterance against each text"' in page
-    for record in predictions:
-        assert record["sample_id"] in told and record["sample_id"] in page
-        assert record["hypothesis"] and record["reference"]
+    records = list(read_records(run / NEIGHBOURS))
+    (gallery,) = run_on_ranks(_gallery, 1, run)
+    cosines = gallery.speech @ gallery.text.T
+    for direction, similarities in zip(DIRECTIONS, (cosines, cosines.T), strict=True):
+        of_direction = [record for record in records if record["direction"] == direction]
+        assert len(of_direction) == 4 and all(record["step"] == 2 for record in of_direction)
+        table = page.split(f"Nearest neighbours, {direction.replace('_', ' ')}</h2>")[1].split("</table>")[0]
+        assert table.count("<tr>") == 5
+        for record in of_direction:
+            row = gallery.sample_ids.index(record["sample_id"])
+            assert record["text"] == gallery.texts[row] and record["cosine"] == pytest.approx(similarities[row, row])
+            found = record["neighbours"]
+            places = [gallery.sample_ids.index(one["sample_id"]) for one in found]
+            assert len(set(places)) == 3 and [one["text"] for one in found] == [
+                gallery.texts[place] for place in places
+            ]
+            expected = np.sort(similarities[row])[::-1][:3]
+            assert [one["cosine"] for one in found] == pytest.approx(expected, abs=1e-6)
+            assert similarities[row][places] == pytest.approx(expected, abs=1e-6)
+            assert all(f"{one['cosine']:.3f} {escape(one['text'])}" in table for one in found)
 
 
 def test_a_run_is_scored_afterwards_with_the_same_result(
@@ -79,6 +94,16 @@ def test_the_evaluation_is_the_same_on_any_number_of_ranks(run: Path) -> None:
         for found in run_on_ranks(_evaluate, num_ranks, run):
             assert found["test"] == pytest.approx(expected["test"], rel=0, abs=1e-7)
             assert found["valid_loss"] == pytest.approx(expected["valid_loss"], rel=0, abs=1e-7)
+
+
+def _gallery(ranks: Ranks, run: Path) -> score.Gallery:
+    config = load(Config, run / CONFIG)
+    corpus = open_corpus(config, run, ranks=ranks)
+    model = build_model(config, corpus, None)
+    load_trained(model, run, ranks=ranks)
+    found = score.collect(score.batches_of(config, corpus, "test", ranks=ranks), model, None, ranks=ranks)
+    assert found is not None
+    return found
 
 
 def _evaluate(ranks: Ranks, run: Path) -> dict[str, Any]:

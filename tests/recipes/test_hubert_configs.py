@@ -1,5 +1,6 @@
 """The configurations of both iterations: complete, with the published numbers, and checked where keys must agree."""
 
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from core.optim import learning_rate
 from core.parameters import freeze, late_parameters
 from core.schedule import TriStage
 from core.text import CharacterVocabulary
+from launchers.header import read_header
 from launchers.pipeline_file import read_pipeline
 from recipes.hubert_iter1 import assembly as iter1
 from recipes.hubert_iter2 import assembly as iter2
 from recipes.hubert_iter2 import finetune_assembly
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+PIPELINES = ["pipeline", "tiny_pipeline", "quality_pipeline"]
 CONFIG = {"hubert_iter1": iter1.Config, "hubert_iter2": iter2.Config}
 FILES = [path for name in CONFIG for path in sorted((RECIPES / name).glob("*.yaml")) if "pipeline" not in path.stem]
 TORCHAUDIO, FAIRSEQ = (RECIPES / "hubert_iter2" / f"{name}.yaml" for name in ("finetune", "finetune_fairseq"))
@@ -114,12 +117,49 @@ def test_keys_that_must_agree(name: str, setting: str, problem: str) -> None:
     assert problem in str(raised.value)
 
 
-@pytest.mark.parametrize("name", ["pipeline", "tiny_pipeline"])
+SUBS = sorted((RECIPES / "hubert_iter2").glob("*.sub"))
+
+
+@pytest.mark.parametrize("sub", SUBS, ids=lambda path: path.stem)
+def test_a_submission_has_the_name_that_its_configuration_and_the_next_expect(sub: Path) -> None:
+    """The launcher names a run after its job: `data.labels` and `run.name` of the configuration are these."""
+    module, path = re.findall(r"-m recipes\.hubert_iter2\.(\w+) --config (\S+\.yaml)", sub.read_text())[0]
+    schema = finetune_assembly.Config if module == "finetune" else iter2.Config
+    config = load(schema, RECIPES.parent / path)
+    expected = config.data.labels if module == "prepare" else config.run.name  # type: ignore[union-attr]
+    assert read_header(sub).job_name == expected
+
+
+@pytest.mark.parametrize(
+    "path", [*SUBS, *FILES, RECIPES / "hubert_iter2" / "README.md"], ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_the_runs_that_commands_name_are_those_of_pipelines(path: Path) -> None:
+    made = {
+        stage.run for name in PIPELINES for stage in read_pipeline(RECIPES / "hubert_iter2" / f"{name}.yaml")[1]
+    } | {"published"}
+    found = re.findall(r"launch\.sh .*\b(?:features|pretrained)\.run=([\w.]+)", path.read_text())
+    assert set(found) <= made
+    if path.stem.startswith(("finetune", "large", "xlarge")):
+        of = {".train2"} if path.suffix == ".sub" or path.suffix == ".yaml" else set()
+        assert found and {name[name.index(".") :] for name in found} == of, "the command says which"
+
+
+def test_every_size_and_way_of_fine_tuning_can_be_launched() -> None:
+    trained = {path.stem for path in FILES if path.parent.name == "hubert_iter2"} - {"config", "tiny"}
+    assert trained == {"large", "xlarge", "finetune", "finetune_fairseq", "finetune_tiny"} <= {sub.stem for sub in SUBS}
+    assert {"large_prepare", "xlarge_prepare"} <= {sub.stem for sub in SUBS}
+
+
+@pytest.mark.parametrize("name", PIPELINES)
 def test_the_pipeline_hands_on_labels_and_models(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BATON_RUNS", str(tmp_path))
     _, stages = read_pipeline(RECIPES / "hubert_iter2" / f"{name}.yaml")
     assert [stage.name for stage in stages] == ["labels1", "train1", "labels2", "train2"]
     runs = {stage.name: str(tmp_path / stage.run) for stage in stages}
-    assert stages[1].settings == [f"data.labels={runs['labels1']}"]
-    assert stages[2].settings == [f"features.run={runs['train1']}"]
-    assert stages[3].settings == [f"data.labels={runs['labels2']}", f"features.run={runs['train1']}"]
+    handed = [[word for word in stage.settings if word.startswith(("data.labels=", "features."))] for stage in stages]
+    labels, teacher = [f"data.labels={runs[name]}" for name in ("labels1", "labels2")], f"features.run={runs['train1']}"
+    assert [sorted(words) for words in handed] == [[], [labels[0]], [teacher], [labels[1], teacher]]
+    schemas = [iter1.Config, iter1.Config, iter2.Config, iter2.Config]
+    for stage, schema in zip(stages, schemas, strict=True):  # the settings are known, and agree with one another
+        (path,) = re.findall(r"--config (\S+)", stage.header.path.read_text())
+        load(schema, RECIPES.parent / path, stage.settings)

@@ -17,7 +17,17 @@ from core.data.feature_store import remove_features, write_features
 from core.data.index import ManifestIndex
 from core.data.kmeans import Codebook
 from core.data.label_store import LabelShards, LabelStore
-from core.runfiles import BAD_SAMPLES, CLUSTERS, SCORES, ExitCode, append_record, read_json, read_records
+from core.runfiles import (
+    BAD_SAMPLES,
+    CLUSTERS,
+    SCORES,
+    ExitCode,
+    append_record,
+    pieces_so_far,
+    read_json,
+    read_records,
+    write_json,
+)
 from tests.recipes import hubert_runs, runs
 
 ITERATIONS = [1, 2]
@@ -115,6 +125,8 @@ def test_an_interrupted_preparation_goes_on(
         assert codes == [-9 if how == signal.SIGKILL else ExitCode.CONTINUE], text
     made = len(list((tmp_path / f"labels{iteration}").rglob("*-of-00003.np?")))
     assert made == (1 if how == signal.SIGKILL else 2)
+    if how == signal.SIGTERM:  # progress, so that the chain goes on
+        assert pieces_so_far(tmp_path / f"labels{iteration}") == (2 if where == "features" else 3 + 2)
     _record_shards(monkeypatch, tmp_path / "made.jsonl")
     codes, text = _prepare(configs, tmp_path, whole, iteration=iteration)
     assert codes == [ExitCode.DONE], text
@@ -232,6 +244,24 @@ def test_what_was_made_otherwise_is_refused(configs: dict[int, Path], whole: Pat
     (tmp_path / "labels1" / "DONE").unlink()
     codes, text = hubert_runs.prepare(configs[1], tmp_path, "features.convention=torchaudio", iteration=1)
     assert codes == [ExitCode.CONFIG] and "features: mfcc:kaldi -> mfcc:torchaudio" in text, text
+
+
+def test_labels_of_before_manifests_were_known_by_ids_are_gone_on_with(
+    configs: dict[int, Path], whole: Path, tmp_path: Path
+) -> None:
+    """Their prints are of lengths alone."""
+    run = tmp_path / "labels1"
+    shutil.copytree(whole / "labels1", run)
+    (run / "DONE").unlink()
+    codebook, facts = Codebook.load(run / "codebook.safetensors")
+    facts["manifests"] = {name: known.partition("-")[0] for name, known in facts["manifests"].items()}
+    codebook.save(run / "codebook.safetensors", **facts)
+    card = read_json(run / "labels" / "train" / "card.json")
+    write_json(run / "labels" / "train" / "card.json", card | {"manifest": card["manifest"].partition("-")[0]})
+    shutil.rmtree(run / "labels" / "dev")
+    codes, text = hubert_runs.prepare(configs[1], tmp_path, iteration=1)
+    assert codes == [ExitCode.DONE], text
+    assert _labels(run) == _labels(whole / "labels1")
 
 
 def test_a_clip_that_cannot_be_read_has_no_labels(tmp_path: Path) -> None:

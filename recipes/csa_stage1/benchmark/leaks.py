@@ -125,6 +125,18 @@ def _drift(values: np.ndarray) -> float:
     return float(np.median(values[-size:]) - np.median(values[:size]))
 
 
+def not_judged(findings: Mapping[str, Sequence[Finding]]) -> list[str]:
+    """One line a run of which something was too short to be judged, or of which nothing was measured."""
+    lines = []
+    for name, found in findings.items():
+        series = [finding.series for finding in found if finding.verdict == TOO_SHORT]
+        if series:
+            lines.append(f"{name}: {', '.join(series)}: {TOO_SHORT}")
+        elif not found:
+            lines.append(f"{name}: nothing was measured")
+    return lines
+
+
 def leaking(findings: Mapping[str, Sequence[Finding]]) -> list[str]:
     """One line a leak, with its run."""
     return [

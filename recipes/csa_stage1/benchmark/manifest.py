@@ -116,7 +116,9 @@ def read_table(path: Path, *, separator: str = ",") -> list[Row]:
 
 
 def _make_ready(suite: Path) -> None:
-    """A manifest with our header, into which every fallback has been taken."""
+    """A manifest with our header, into which every fallback has been taken; and the list of what was left out."""
+    if not (suite / SKIPPED).exists():
+        write_table(suite / SKIPPED, SKIPPED_COLUMNS, [], separator="\t")
     path = suite / MANIFEST
     if not path.exists():
         write_table(path, COLUMNS, [], separator="\t")

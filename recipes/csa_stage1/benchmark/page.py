@@ -61,12 +61,22 @@ def page(
         ["run", "attempt", "status", *RUN_CELLS],
         [[f"{r['mode']}-{r['group']}-r{r['repeat']}", r["attempt"], r["status"], *_cells(r, RUN_CELLS)] for r in rows],
     )
-    lines += ["## Leaks", "", *(f"- {leak}" for leak in content["leaks"]), *([] if content["leaks"] else ["None."]), ""]
+    lines += ["## Leaks", "", *_leaks(content), ""]
     if skipped:
         lines += ["## Left out", ""]
         lines += [f"- {s['mode']}-{s['group']}-r{s['repeat']}: {s['reason']} ({s['time']})" for s in skipped] + [""]
     lines += [f"Every column of every run: {manifest}.", ""]
     return "\n".join(lines)
+
+
+def _leaks(content: Mapping[str, Any]) -> list[str]:
+    """What leaks, and what could not be judged: a short run without a finding is no run without a leak."""
+    lines = [f"- {leak}" for leak in content["leaks"]]
+    if not lines:
+        judged = content["leaks_judged"]
+        lines = [f"None in {judged} series." if judged else "Nothing could be judged."]
+    unknown = content["leaks_not_judged"]
+    return [*lines, "", "Not judged:", "", *(f"- {one}" for one in unknown)] if unknown else lines
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

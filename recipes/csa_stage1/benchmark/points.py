@@ -40,7 +40,7 @@ def timing_points(train: Sequence[Mapping[str, Any]]) -> list[Point]:
     return points
 
 
-def eta_points(train: Sequence[Mapping[str, Any]], *, total_steps: int, mode: str) -> list[Point]:
+def eta_points(train: Sequence[Mapping[str, Any]], *, total_steps: int, mode: str | None) -> list[Point]:
     """What each record told of the time to the end."""
     told = [record for record in train if record.get("eta_s") is not None]
     return [

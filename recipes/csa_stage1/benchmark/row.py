@@ -25,7 +25,7 @@ def row_of(config: BenchConfig, run: PlannedRun, attempt: Attempt, gpus: Gpus) -
     ended = attempt.ended
     assert ended is not None
     settings = _yaml(attempt)
-    context = _context(attempt)
+    context = read_context(attempt.directory)
     return {
         "mode": run.mode,
         "group": run.group,
@@ -42,7 +42,7 @@ def row_of(config: BenchConfig, run: PlannedRun, attempt: Attempt, gpus: Gpus) -
         "run_dir": attempt.directory,
         "launcher_log": attempt.directory / LOG,
         "train_log": attempt.directory / TRAIN_LOG,
-        **_measured(config, attempt),
+        **_measured(config, attempt, eta_mode=effective(context, "eta_mode")),
         **_effective(config, settings, context),
         **gpus.facts(),
         **_git(context, attempt.directory.parents[2]),
@@ -65,10 +65,10 @@ def is_unstable(ratios: Mapping[str, float]) -> bool:
     return ratios.get("iter_p90_over_p50", 0.0) > UNSTABLE_ITER or ratios.get("step_p90_over_p50", 0.0) > UNSTABLE_STEP
 
 
-def _measured(config: BenchConfig, attempt: Attempt) -> dict[str, Any]:
+def _measured(config: BenchConfig, attempt: Attempt, *, eta_mode: str | None) -> dict[str, Any]:
     train = points.records(attempt.directory)
     timing = points.timing_points(train)
-    etas = points.eta_points(train, total_steps=config.max_steps, mode=config.timing.eta_mode)
+    etas = points.eta_points(train, total_steps=config.max_steps, mode=eta_mode)
     ratios = tail_ratios(timing, config.tail_timing_points)
     found: dict[str, Any] = {**ratios, "unstable_run_flag": int(is_unstable(ratios))}
     if train:
@@ -83,12 +83,11 @@ def _measured(config: BenchConfig, attempt: Attempt) -> dict[str, Any]:
 
 
 def _effective(config: BenchConfig, settings: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Any]:
-    """What the resolved configuration and the running process say."""
+    """What the resolved configuration says, and, of what it leaves open, the running process."""
     runtime, world_size = context.get("runtime", {}), context.get("distributed", {}).get("world_size")
     micro_batch = setting(settings, "micro_batch")
     per_step = (settings.get("plan") or {}).get("micro_batches_per_step")
     is_deepspeed = setting(settings, "strategy") == "deepspeed"
-    attention = {name: setting(settings, f"{name}_attention") for name in ("speech", "text")}
     axes = ("log_every_steps", "validation_every_steps", "checkpoint_every_steps", "num_workers", "prefetch_factor")
     return {
         **{axis: setting(settings, axis) for axis in axes},
@@ -105,11 +104,11 @@ def _effective(config: BenchConfig, settings: Mapping[str, Any], context: Mappin
         "enable_cuda_sync_timing": 0,  # the device's own events are read later
         "timing_rank_scope": setting(settings, "timing_rank_scope"),
         "precision_mode_req": config.numerics.precision,
-        "precision_mode_effective": setting(settings, "precision"),
+        "precision_mode_effective": effective(context, "precision"),
         "model_load_dtype_effective": "fp32",  # masters are fp32 in every engine
-        "attn_impl_effective": attention["speech"],
-        "speech_attn_impl_effective": attention["speech"],
-        "text_attn_impl_effective": attention["text"],
+        "attn_impl_effective": effective(context, "speech_attention"),
+        "speech_attn_impl_effective": effective(context, "speech_attention"),
+        "text_attn_impl_effective": effective(context, "text_attention"),
         "torch_compile_enabled": _flag(setting(settings, "torch_compile")),
         "tf32_enabled": _flag(runtime.get("tf32")),
     }
@@ -154,7 +153,14 @@ def _yaml(attempt: Attempt) -> dict[str, Any]:
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _context(attempt: Attempt) -> dict[str, Any]:
-    path = attempt.directory / RUN_CONTEXT
+def read_context(run_dir: Path) -> dict[str, Any]:
+    """What a run noted of itself; empty where it did not get that far."""
+    path = run_dir / RUN_CONTEXT
     found: dict[str, Any] = read_json(path) if path.exists() else {}
+    return found
+
+
+def effective(context: Mapping[str, Any], name: str) -> str | None:
+    """What became of a setting in the running process; None where the run did not get that far."""
+    found: str | None = context.get("effective", {}).get(name)
     return found

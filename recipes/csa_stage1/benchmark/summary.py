@@ -16,10 +16,11 @@ from core.config import load
 from core.runfiles import now, write_json, write_whole
 from recipes.csa_stage1.benchmark import kpis, points
 from recipes.csa_stage1.benchmark.best import write_best
-from recipes.csa_stage1.benchmark.leaks import Finding, as_records, diagnose, leaking
+from recipes.csa_stage1.benchmark.leaks import FLAT, LEAK, Finding, as_records, diagnose, leaking, not_judged
 from recipes.csa_stage1.benchmark.manifest import MANIFEST, SKIPPED, Row, latest_rows, locked, read_table, write_table
 from recipes.csa_stage1.benchmark.page import page
 from recipes.csa_stage1.benchmark.plan import planned_runs
+from recipes.csa_stage1.benchmark.row import effective, read_context
 from recipes.csa_stage1.benchmark.settings import MODES, BenchConfig
 
 PICTURE = "summary.png"
@@ -52,6 +53,8 @@ def summarize(suite: Path) -> Mapping[str, Any]:
         "groups": groups,
         "ranking": [group["group"] for group in order],
         "leaks": leaking(findings),
+        "leaks_judged": sum(one.verdict in (FLAT, LEAK) for found in findings.values() for one in found),
+        "leaks_not_judged": not_judged(findings),
     }
     with locked(suite):
         _write_points(suite, configs, rows)
@@ -87,11 +90,10 @@ def _write_points(suite: Path, configs: Mapping[str, BenchConfig], rows: Sequenc
     timing, eta = [], []
     for row in rows:
         train = points.records(Path(row["run_dir"]))
-        config = configs[row["mode"]]
+        total_steps, mode = configs[row["mode"]].max_steps, effective(read_context(Path(row["run_dir"])), "eta_mode")
         place = {name: row[name] for name in ("mode", "group", "repeat", "train_log")}
         timing += [{**place, **point} for point in points.timing_points(train)]
-        told = points.eta_points(train, total_steps=config.max_steps, mode=config.timing.eta_mode)
-        eta += [{**place, **point} for point in told]
+        eta += [{**place, **point} for point in points.eta_points(train, total_steps=total_steps, mode=mode)]
     write_table(suite / "timing_points.csv", points.TIMING_COLUMNS, timing)
     write_table(suite / "eta_points.csv", points.ETA_COLUMNS, eta)
 

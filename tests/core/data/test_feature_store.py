@@ -58,3 +58,12 @@ def test_shards_of_two_layers_are_not_mixed(tmp_path: Path) -> None:
     write_features(tmp_path / "c.npy", clips(0, [3], dim=6), dim=6)
     with pytest.raises(ValueError, match="different widths"):
         FrameShards([*paths, tmp_path / "c.npy"])
+
+
+def test_values_beyond_fp16_are_refused_and_leave_no_shard(tmp_path: Path) -> None:
+    for peak in (65504.0, -65504.0):
+        write_features(tmp_path / "a.npy", [np.full((2, 3), peak, np.float32)], dim=3)
+        assert FrameShards([tmp_path / "a.npy"]).read(0, 2).tolist() == [[peak] * 3] * 2
+    with pytest.raises(ValueError, match=r"b\.npy: a feature of 70000 does not fit in fp16.*name another one"):
+        write_features(tmp_path / "b.npy", [np.zeros((1, 3)), np.array([[0.0, -7e4, 1.0]])], dim=3)
+    assert not list(tmp_path.glob("*b.*"))

@@ -1,5 +1,7 @@
 """Label stores: written in shards, interrupted, damaged, contradicted; and the predecessor's text files."""
 
+import hashlib
+import json
 import pickle
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import soundfile
 from lhotse import MonoCut, Recording
 
-from core.data.index import ManifestIndex, write_manifest
+from core.data.index import ManifestIndex, build_index, write_manifest
 from core.data.label_store import LabelCard, LabelShards, LabelStore, manifest_print, shard_rows, write_store
 from core.data.label_text import (
     Utterances,
@@ -141,11 +143,36 @@ def manifest(folder: Path, names: list[str]) -> ManifestIndex:
     return ManifestIndex.open(folder / "train.jsonl")
 
 
-def test_the_print_of_a_manifest_knows_order_and_length(tmp_path: Path) -> None:
+def test_the_print_of_a_manifest_knows_order_lengths_and_ids(tmp_path: Path) -> None:
     index = manifest(tmp_path / "one", ["a.flac", "b.flac"])
-    same = manifest(tmp_path / "two", ["c.flac", "d.flac"])
-    longer = manifest(tmp_path / "three", ["a.flac", "b.flac", "c.flac"])
-    assert manifest_print(index) == manifest_print(same) != manifest_print(longer)
+    moved = manifest(tmp_path / "two", ["there/a.flac", "there/b.flac"])
+    assert manifest_print(index) == manifest_print(moved)
+    for number, names in enumerate([["a.flac", "c.flac"], ["b.flac", "a.flac"], ["a.flac", "b.flac", "c.flac"]]):
+        assert manifest_print(index) != manifest_print(manifest(tmp_path / f"other{number}", names))
+
+
+@pytest.mark.parametrize("name", ["a b-1", 'quo"ted', "back\\slash", "\u0434\u0430", ""])
+def test_the_print_is_the_same_however_a_line_is_written(name: str, tmp_path: Path) -> None:
+    index = manifest(tmp_path, ["a.flac"])
+    record = json.loads((tmp_path / "train.jsonl").read_text()) | {"id": name}
+    last = {key: value for key, value in record.items() if key != "id"} | {"id": name}
+    lines = [json.dumps(record), json.dumps(record, ensure_ascii=False), json.dumps(last),
+             json.dumps(record, separators=(",", ":"))]  # fmt: skip
+    before, prints = manifest_print(index), set()
+    for line in lines:
+        (tmp_path / "train.jsonl").write_text(line + "\n", encoding="utf-8")
+        build_index(tmp_path / "train.jsonl")
+        prints.add(manifest_print(ManifestIndex.open(tmp_path / "train.jsonl")))
+    assert len(prints) == 1 and prints != {before}
+
+
+def test_stores_of_before_there_were_ids_are_accepted(tmp_path: Path) -> None:
+    index, other = manifest(tmp_path / "one", ["a.flac", "b.flac"]), manifest(tmp_path / "two", ["a.flac"])
+    old = hashlib.blake2b(index.durations_s.tobytes(), digest_size=16).hexdigest()
+    write_store(tmp_path / "labels", card(old), some_labels(2))
+    LabelStore.open(tmp_path / "labels", manifest=manifest_print(index))
+    with pytest.raises(ValueError, match="manifest="):
+        LabelStore.open(tmp_path / "labels", manifest=manifest_print(other))
 
 
 def test_the_predecessors_files_are_written_and_read(tmp_path: Path) -> None:

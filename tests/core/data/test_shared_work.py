@@ -95,16 +95,20 @@ def test_the_pieces_of_a_killed_job_are_made_by_the_others(tmp_path: Path) -> No
     assert_made_once(tmp_path, 5)
 
 
-def _ranks_of_a_job(ranks: Ranks, folder: Path, num: int) -> bool:
+def _ranks_of_a_job(ranks: Ranks, folder: Path, num: int) -> tuple[bool, int]:
     shared_work.POLL_S = 0.02
-    return work_in(folder, number=ranks.rank, ranks=ranks).pieces("pieces", pieces(folder, num), is_over=lambda: False)
+    work = work_in(folder, number=ranks.rank, ranks=ranks)
+    return work.pieces("pieces", pieces(folder, num), is_over=lambda: False), work.num_made
 
 
 def test_the_ranks_of_a_job_share_with_another_job(tmp_path: Path) -> None:
     other = forked(_job, tmp_path, 7, 10)
-    assert run_on_ranks(_ranks_of_a_job, 2, tmp_path, 10) == [True, True]
+    (done, num_made), theirs = run_on_ranks(_ranks_of_a_job, 2, tmp_path, 10)
+    assert done and theirs == (done, num_made)
     other.join(60)
     assert other.exitcode == 0
+    by_other = [record for record in read_records(tmp_path / "made.jsonl") if record["pid"] == other.pid]
+    assert num_made == 10 - len(by_other), "of all ranks of this job, and of no other"
     assert_made_once(tmp_path, 10)
 
 

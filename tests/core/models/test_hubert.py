@@ -251,14 +251,15 @@ def test_dropped_layers_are_passed_over_and_get_zero_gradients() -> None:
 CLIPS = [(9, 6800), (4, 5000), (1, 6800), (7, 4000)]  # masked frames and samples of each micro-batch of a step
 
 
-def _losses_on_ranks(ranks: Any, strategy: str) -> list[float]:
-    """A few clipped updates of four clips with different numbers of masked frames, in each other layers passed over."""
+def _trained_on_ranks(ranks: Any, strategy: str) -> tuple[list[float], list[dict[str, Tensor]]]:
+    """A few clipped updates of four clips with different numbers of masked frames, in each other layers passed over:
+    losses and norms, and all gradients of each update before it is clipped."""
     config = ParallelConfig(strategy="ddp" if ranks.world_size == 1 else strategy)
     engine = build_engine(seeded(small_config()), config, optim=OptimConfig(name="sgd", lr=0.05), ranks=ranks)
     audio, labels, masked = examples(4)
     masked = masked[:, torch.randperm(9, generator=torch.Generator().manual_seed(0))].clamp(max=10)
     num_targets = sum(count for count, _ in CLIPS)
-    found = []
+    found, gradients = [], []
     for dropped in [(0,), (), (1, 2), (0, 1, 2)]:
         own = list(range(4))[ranks.dp_rank :: ranks.dp_size]
         total = 0.0
@@ -272,16 +273,28 @@ def _losses_on_ranks(ranks: Any, strategy: str) -> list[float]:
                 loss = masked_prediction_loss(output.logits, targets, output.penalties).loss_sum
                 engine.backward(loss * ranks.dp_size / num_targets)
             total += loss.item()
+        named = engine.model.named_parameters()
+        gradients.append({name.removeprefix("module."): _whole(parameter) for name, parameter in named})
         norm = engine.step(max_norm=1.0, lr=0.05)
         found += [ranks.total([total])[0] / num_targets, float(norm)]
-    return found
+    return found, gradients
+
+
+def _whole(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return (parameter.grad.full_tensor() if hasattr(parameter.grad, "full_tensor") else parameter.grad).clone()
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_ranks_of_two_micro_batches_are_one_of_four_with_layers_dropped(strategy: str) -> None:
-    (expected,) = run_on_ranks(_losses_on_ranks, 1, strategy)
-    for found in run_on_ranks(_losses_on_ranks, 2, strategy):
+    ((expected, expected_gradients),) = run_on_ranks(_trained_on_ranks, 1, strategy)
+    for found, found_gradients in run_on_ranks(_trained_on_ranks, 2, strategy):
         assert found == pytest.approx(expected, rel=2e-6)
+        for update, (ours, whole) in enumerate(zip(found_gradients, expected_gradients, strict=True)):
+            norm = torch.cat([gradient.flatten() for gradient in whole.values()]).norm()
+            assert ours.keys() == whole.keys()
+            for name, gradient in whole.items():
+                assert (ours[name] - gradient).norm() <= 1e-6 * norm, (update, name)
     assert expected[-2] < expected[0]
 
 

@@ -126,6 +126,28 @@ def test_fairseq_names() -> None:
     torchaudios["w"].load_state_dict(converted, strict=True)
 
 
+def test_the_special_symbols_of_fairseqs_dictionary_are_dropped() -> None:
+    """Its 504 embeddings for 500 clusters begin with those of <s>, <pad>, </s> and <unk>."""
+    model, copy = seeded(small_config()), other(small_config())
+    state = export_state(model, "fairseq")
+    state["label_embs_concat"] = torch.cat([torch.full((4, 12), 7.0), state["label_embs_concat"]])
+    assert import_state(copy, state, "fairseq") == [] and equal(model, copy)
+    for rows in (3, 5):
+        state["label_embs_concat"] = torch.zeros(7 + rows, 12)
+        with pytest.raises(ValueError, match="label_embs_concat is"):
+            import_state(copy, state, "fairseq")
+    torchaudios = export_state(model, "torchaudio")
+    torchaudios["logit_generator.label_embeddings"] = torch.zeros(11, 12)
+    with pytest.raises(ValueError, match="label_embeddings is"):
+        import_state(copy, torchaudios, "torchaudio")
+
+
+def test_a_published_model_may_be_a_bin(tmp_path: Path) -> None:
+    model, trunk = seeded(small_config()), Hubert(small_config())
+    torch.save(export_state(model, "huggingface"), tmp_path / "pytorch_model.bin")
+    assert load_huggingface(trunk, tmp_path) == [] and equal(trunk, model.hubert)
+
+
 def test_prefixes_old_norms_and_flat_conv2d_weights_are_understood(tmp_path: Path) -> None:
     model = seeded(small_config())
     state: dict[str, Tensor] = {}

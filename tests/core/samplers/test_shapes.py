@@ -1,5 +1,6 @@
 """Static shapes: all micro-batches of an epoch have one of a few sizes, within the budget, and no cut is lost."""
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from core.samplers.shapes import ShapedPlanConfig
 from recipes.hubert_iter1.assembly import Config
 
 CONFIG = Path(__file__).parents[3] / "recipes" / "hubert_iter1" / "config.yaml"
+PAGE = CONFIG.with_name("README.md")
 
 
 def rules(**changes: Any) -> ShapedPlanConfig:
@@ -69,6 +71,23 @@ def test_an_epoch_of_librispeech_has_as_many_shapes_as_buckets(dp_size: int) -> 
     assert plan.statistics.padding_share < 0.035 and plan.statistics.empty_share == 0
     chunks = [plan.chunk(number) for number in range(3)]
     assert {pair for chunk in chunks for pair in zip(chunk.num_rows, chunk.length_s.round(6), strict=True)} == found
+
+
+@pytest.mark.parametrize(("changes", "audio_s", "padding"), [
+    ({"num_buckets": 8}, 2431, 0.055), ({}, 2446, 0.029), ({"num_buckets": 30}, 2499, 0.017),
+    ({"static_shapes": False, "num_buckets": 30}, 2520, 0.0095),
+    ({"micro_batches_per_step": 64, "max_duration_s": 46.875}, 2714, 0.030),
+    ({"micro_batches_per_step": 64, "max_duration_s": 43.75}, 2098, 0.029),
+])  # fmt: skip
+def test_the_audio_in_an_update_is_what_the_recipes_page_says(
+    changes: dict[str, Any], audio_s: float, padding: float
+) -> None:
+    """32 x 87.5 s = 2,800 s are a limit that whole clips do not fill."""
+    config = replace(load(Config, CONFIG).plan, **changes)
+    found = Plan([Source("train", like_librispeech(281_241, seed=1))], config, seed=1337).statistics
+    assert found.audio_s_per_step == pytest.approx(audio_s, abs=1)
+    assert found.padding_share == pytest.approx(padding, abs=6e-4)
+    assert f"{audio_s:,} s" in PAGE.read_text(encoding="utf-8")
 
 
 RULES = st.fixed_dictionaries(

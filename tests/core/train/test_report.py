@@ -33,7 +33,8 @@ def run(tmp_path: Path) -> Path:
         prediction = {"step": last, "sample_id": "a<b>", "reference": "one two three", "hypothesis": "one too"}
         runfiles.append_record(run / "predictions.jsonl", prediction)
     runfiles.record_link(run, event="ended", link=0, exit_code=75, reason="deadline", step=50, train_s=3600.0)
-    runfiles.append_record(run / runfiles.BAD_SAMPLES, {"sample_id": "x"})
+    for token in (1, 2):  # link 1 met it at a step that link 2 did again
+        runfiles.append_record(run / runfiles.BAD_SAMPLES, {"sample_id": "x", "step": 55, "token": token})
     runfiles.write_json(run / runfiles.SCORES, {"test_wer": 0.3512, "test_words": 512, "test_ngram_wer": None})
     (run / runfiles.CONFIG).write_text("steps: 100  # </pre><script>alert(1)</script>\n")
     return run
