@@ -78,8 +78,8 @@ class Slurm:
         return self.facts(job)["JobState"]
 
     def queue(self) -> list[str]:
-        """The jobs that wait or run."""
-        return self.ask("squeue", "--noheader", "--format=%i").split()
+        """The jobs that wait or run, each task of an array by itself."""
+        return self.ask("squeue", "--noheader", "--array", "--format=%i").split()
 
     def links(self, run: str = "fake") -> list[Link]:
         return read_links(self.runs / run)

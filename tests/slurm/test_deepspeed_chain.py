@@ -8,7 +8,8 @@ from tests.recipes import csa_runs, runs
 from tests.slurm.conftest import Slurm, lacking
 
 QUICK, SLOW = "0", "4.0"  # seconds a micro-batch: to go on, to have time to break in
-WORDS = (*csa_runs.strategy("zero 2"), "train.max_steps=10", "train.validate_every_steps=5")
+NUM_STEPS = 20  # enough that a slow link is at work for a minute
+WORDS = (*csa_runs.strategy("zero 2"), f"train.max_steps={NUM_STEPS}", "train.validate_every_steps=5")
 
 
 def newest_step(run: Path) -> int:
@@ -39,7 +40,7 @@ def test_a_killed_chain_is_the_uncut_run(slurm: Slurm, tmp_path: Path) -> None:
     assert (run / DONE).exists(), slurm.story("tiny")
     started = slurm.events("started", "tiny")
     assert [record["link"] for record in started] == [1, 2, 3]
-    assert 0 < started[1]["step"] < started[2]["step"] < 10, "each went on from a checkpoint"
+    assert 0 < started[1]["step"] < started[2]["step"] < NUM_STEPS, "each went on from a checkpoint"
     codes, text = csa_runs.train(config, tmp_path / "uncut", *WORDS, num_ranks=2)
     assert codes == [ExitCode.DONE] * 2, text
     uncut = tmp_path / "uncut" / "tiny"
