@@ -4,8 +4,9 @@ The test of a seed takes 40 s of one CPU, in static shapes. With other seeds:
 `python -m tests.recipes.test_hubert_synthetic 1 2 3` prints their figures.
 """
 
-import sys
+import argparse
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from core.runfiles import METRICS, SCORES, read_json, read_records
@@ -113,8 +114,15 @@ def test_the_second_iteration_finds_better_units_than_the_first(tmp_path: Path) 
     assert found["gain_low"] > 0, f"the bootstrap interval of the gain lies above 0: {found}"
 
 
-if __name__ == "__main__":
-    for word in sys.argv[1:]:
+def main(argv: Sequence[str] | None = None) -> None:
+    """The figures of other seeds."""
+    parser = argparse.ArgumentParser(prog="python -m tests.recipes.test_hubert_synthetic", description=main.__doc__)
+    parser.add_argument("seeds", type=int, nargs="+")
+    for seed in parser.parse_args(argv).seeds:
         with tempfile.TemporaryDirectory() as place:
-            told = run(Path(place), seed=int(word))
-        print(word, " ".join(f"{name} {value:.3f}" for name, value in told.items()), flush=True)
+            told = run(Path(place), seed=seed)
+        print(seed, " ".join(f"{name} {value:.3f}" for name, value in told.items()), flush=True)
+
+
+if __name__ == "__main__":
+    main()
