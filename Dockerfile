@@ -30,6 +30,6 @@ RUN if [ "${EXTRAS}" = gpu ]; then \
     fi
 
 COPY . .
-RUN python -m launchers.environment dev
+RUN python -m launchers.here.environment dev
 USER 1000
 CMD ["./launch.sh", "--help"]

@@ -16,7 +16,7 @@ baton_here="$PWD" baton_needs=""
 if [ "$1" = bench ]; then baton_needs=dev; fi
 # shellcheck source=launchers/bootstrap.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/launchers/bootstrap.sh"
-export BATON_LOCAL_TASKS="${NPROC:-$(python -P -m launchers.machine)}"
+export BATON_LOCAL_TASKS="${NPROC:-$(python -P -m launchers.here.machine)}"
 if [ "$BATON_LOCAL_TASKS" = 0 ]; then BATON_LOCAL_TASKS=1; fi
 if ! [[ "$BATON_LOCAL_TASKS" =~ ^[1-9][0-9]*$ ]]; then
     echo "error: NPROC=$BATON_LOCAL_TASKS: expected a number of ranks, at least 1" >&2
@@ -25,7 +25,7 @@ fi
 
 if [ "$1" = check ]; then
     export BATON_RUNS="${BATON_RUNS:-$baton_root/runs}"
-    exec python -P -m launchers.check
+    exec python -P -m launchers.here.check
 fi
 if [ "$1" = bench ]; then
     cd "$baton_root"

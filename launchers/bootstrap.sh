@@ -3,7 +3,7 @@
 # puts a Python environment that has Baton's packages on PATH, and sets baton_root.
 #
 # 1. An active conda or venv environment that has the packages is used as it is; nothing is ever installed into it.
-# 2. Else .venv in the repository, made or completed by launchers/bootstrap.py.
+# 2. Else .venv in the repository, made or completed by launchers/here/bootstrap.py.
 #
 # baton_needs=dev asks for the test tools as well; baton_needs=nothing-new forbids to install (a job must not).
 # BATON_PYTHON names the Python that makes .venv, BATON_TORCH=cpu|cuda its build of torch, BATON_TORCH_INDEX an
@@ -23,7 +23,7 @@ baton_module() { # run module $2 of this repository by the Python $1
 baton_is_complete() { # whether the environment $1 has everything; prints what it lacks
     local extra=()
     if [ "${baton_needs:-}" = dev ]; then extra=(dev); fi
-    baton_module "$1/bin/python" launchers.environment ${extra[@]+"${extra[@]}"} 2>/dev/null
+    baton_module "$1/bin/python" launchers.here.environment ${extra[@]+"${extra[@]}"} 2>/dev/null
 }
 
 baton_python() { # print the first supported Python that can make an environment; else say why there is none
@@ -92,7 +92,7 @@ baton_bootstrap() {
         echo "baton: it is left as it is" >&2
     fi
     python="$(baton_python)" || return 1
-    baton_module "$python" launchers.bootstrap || return 1
+    baton_module "$python" launchers.here.bootstrap || return 1
     baton_use "$venv"
 }
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.runfiles import ExitCode
+from core.rundir.files import ExitCode
 from launchers.runs import LaunchError
 
 USAGE = """\
@@ -55,8 +55,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _launch(words: list[str]) -> int:
-    from launchers.launch import launch
-    from launchers.wish import Wish, add_arguments
+    from launchers.chain.launch import launch
+    from launchers.chain.wish import Wish, add_arguments
 
     parser = argparse.ArgumentParser(
         "./launch.sh", usage=USAGE, description=ABOUT, epilog=COMMANDS, formatter_class=argparse.RawTextHelpFormatter
@@ -67,7 +67,7 @@ def _launch(words: list[str]) -> int:
         return int(ExitCode.CONFIG)
     typed = parser.parse_intermixed_args(words)
     if typed.sub.suffix in (".yaml", ".yml"):
-        from launchers.pipeline import launch_pipeline
+        from launchers.chain.pipeline import launch_pipeline
 
         return launch_pipeline(Wish(**vars(typed)))
     if typed.sub.suffix != ".sub":
@@ -78,7 +78,7 @@ def _launch(words: list[str]) -> int:
 
 
 def _status(words: list[str]) -> int:
-    from launchers.status import show_all, show_one
+    from launchers.show.status import show_all, show_one
 
     parser = argparse.ArgumentParser("./launch.sh status")
     parser.add_argument("run", nargs="?")
@@ -92,7 +92,7 @@ def _status(words: list[str]) -> int:
 
 
 def _logs(words: list[str]) -> int:
-    from launchers.logs import show_logs
+    from launchers.show.logs import show_logs
 
     parser = argparse.ArgumentParser("./launch.sh logs")
     parser.add_argument("run")
@@ -104,7 +104,7 @@ def _logs(words: list[str]) -> int:
 
 
 def _cancel(words: list[str]) -> int:
-    from launchers.cancel import cancel
+    from launchers.chain.cancel import cancel
 
     parser = argparse.ArgumentParser("./launch.sh cancel")
     parser.add_argument("run", help="a run, or a sweep with all its runs")
@@ -113,8 +113,8 @@ def _cancel(words: list[str]) -> int:
 
 
 def _extend(words: list[str]) -> int:
-    from launchers.launch import extend
-    from launchers.wish import positive
+    from launchers.chain.launch import extend
+    from launchers.chain.wish import positive
 
     parser = argparse.ArgumentParser("./launch.sh extend")
     parser.add_argument("run")
@@ -127,7 +127,7 @@ def _extend(words: list[str]) -> int:
 
 
 def _compare(words: list[str]) -> int:
-    from launchers.compare import compare
+    from launchers.show.compare import compare
 
     parser = argparse.ArgumentParser("./launch.sh compare")
     parser.add_argument("runs", nargs="+", metavar="RUN", help="a run, or a sweep with all its runs")
@@ -138,8 +138,8 @@ def _compare(words: list[str]) -> int:
 
 
 def _sweep(words: list[str]) -> int:
-    from launchers.sweep import sweep
-    from launchers.wish import Wish, add_arguments
+    from launchers.chain.sweep import sweep
+    from launchers.chain.wish import Wish, add_arguments
 
     parser = argparse.ArgumentParser("./launch.sh sweep", description="One run for every combination of the values.")
     add_arguments(parser)
@@ -147,7 +147,7 @@ def _sweep(words: list[str]) -> int:
 
 
 def _completion(words: list[str]) -> int:
-    from launchers.completion import completion_script
+    from launchers.show.completion import completion_script
 
     parser = argparse.ArgumentParser("./launch.sh completion")
     parser.add_argument("shell", choices=["bash", "zsh"])
@@ -156,7 +156,7 @@ def _completion(words: list[str]) -> int:
 
 
 def _preflight(words: list[str]) -> int:
-    from launchers.preflight import preflight
+    from launchers.here.preflight import preflight
 
     parser = argparse.ArgumentParser("./launch.sh preflight")
     parser.add_argument("sub", metavar="FILE.sub", type=Path)

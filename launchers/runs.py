@@ -3,8 +3,8 @@
 import difflib
 from pathlib import Path
 
-from core.runfiles import LEDGER, METRICS, ExitCode, runs_root
-from launchers.header import NAME
+from core.rundir.files import LEDGER, METRICS, ExitCode, runs_root
+from launchers.slurm.header import NAME
 
 
 class LaunchError(Exception):

@@ -21,7 +21,7 @@ from pathlib import Path
 import yaml
 from lhotse.recipes.gigaspeech import download_gigaspeech, prepare_gigaspeech
 
-from core.text import GARBAGE_TAGS
+from core.text.normalization import GARBAGE_TAGS
 from manifests.corpus import Load, Part, parse_arguments, prepare
 
 PARTS = ("XS", "S", "M", "L", "XL", "DEV", "TEST")

@@ -21,7 +21,7 @@ from lhotse import MonoCut
 
 from core.data.index import ManifestIndex
 from core.data.reading import BadSample, read_cut
-from core.runfiles import ExitCode, append_record
+from core.rundir.files import ExitCode, append_record
 from manifests.corpus import progress_bar
 
 _CHUNK_ROWS = 256

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from core.config import load
-from core.data.asr import AsrExamples
+from core.config.load import load
 from core.data.batch import collate
 from core.losses.ctc import ctc_loss
-from core.runfiles import ExitCode
+from core.recognition.asr import AsrExamples
+from core.rundir.files import ExitCode
 from core.samplers.plan import rank_micro_batches
 from recipes.lmu_gigaspeech import train
 

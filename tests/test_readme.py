@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser as torchrun_parser
 
-import launchers.preflight
+import launchers.here.preflight
 from launchers.cli import main as launch
 from tests.launchers.test_repository import tracked_files
 
@@ -103,7 +103,7 @@ def test_commands_are_understood(
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("BATON_RUNS", str(tmp_path))
-    monkeypatch.setattr(launchers.preflight, "preflight", lambda sub, **_: 0 if sub.exists() else 1)
+    monkeypatch.setattr(launchers.here.preflight, "preflight", lambda sub, **_: 0 if sub.exists() else 1)
     program, *words = words_of(command)
     if program == "./launch.sh":
         check_launch(words)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from core.audio import AudioError, decode
-from core.resampling import resample
+from core.speech.audio import AudioError, decode
+from core.speech.resampling import resample
 
 if TYPE_CHECKING:  # lhotse takes long to import, and whoever only handles bad samples needs none of it
     from lhotse import MonoCut
@@ -91,6 +91,25 @@ class Place(NamedTuple):
     sample_rate_hz: int
     channels: list[int]
     channel: int
+
+
+def place_of(record: dict[str, Any]) -> Place:
+    """Return where the audio of a cut is, by its line of the manifest as JSON. BadSample where it is not in a file."""
+    sample_id, recording, channel = str(record["id"]), record["recording"], record["channel"]
+    if recording.get("transforms"):
+        raise BadSample(sample_id, "its recording has transforms; save them as audio first", "")
+    for source in recording["sources"]:
+        if source["type"] == "file" and channel in source["channels"]:
+            return Place(
+                sample_id=sample_id,
+                path=source["source"],
+                start_s=float(record["start"]),
+                duration_s=float(record["duration"]),
+                sample_rate_hz=int(recording["sampling_rate"]),
+                channels=source["channels"],
+                channel=channel,
+            )
+    raise BadSample(sample_id, f"its recording has no file with channel {channel}", "")
 
 
 def read_place(place: Place, *, content: bytes | None = None) -> np.ndarray:

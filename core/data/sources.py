@@ -10,7 +10,8 @@ A blend is a YAML file, a list of manifests with whole numbers as weights: of ev
 from pathlib import Path
 from typing import NamedTuple
 
-from core.config import load, section
+from core.config.load import load
+from core.config.schema import section
 from core.data.index import ManifestIndex
 from core.samplers.plan import Source
 

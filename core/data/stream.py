@@ -8,19 +8,28 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Protocol
 
 import torch
 from pydantic import Field
 from torch.utils.data import DataLoader, IterableDataset
 
-from core.config import section
-from core.data.planned_dataset import PlannedDataset
+from core.config.schema import section
 from core.distributed import Ranks
 from core.samplers.plan import Draw, EvaluationPlan, Plan, Position, check_dp_size, rank_micro_batches
 from core.signals import ignore_stop_signals
 
 logger = logging.getLogger(__name__)
+
+
+class PlannedDataset(Protocol):
+    """A dataclass; `dataset[draws]` is the batch of a micro-batch in `segment` of the plan."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def segment(self) -> int: ...
+    def __getitem__(self, draws: Sequence[Draw]) -> Any: ...
 
 
 @section

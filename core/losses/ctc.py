@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from core.losses.output import LossOutput
-from core.text import BLANK_ID
+from core.text.vocabulary import BLANK_ID
 
 
 def required_frames(targets: ArrayLike) -> int:

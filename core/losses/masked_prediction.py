@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from core.config import section
+from core.config.schema import section
 from core.losses.output import LossOutput, Metrics
 
 

@@ -25,14 +25,14 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from core.config import section
+from core.config.schema import section
 from core.losses.contrastive import PairEmbeddings
-from core.models.hubert import Hubert
-from core.models.hubert_config import HubertConfig
-from core.models.lmu_speech import LmuSpeech, LmuSpeechConfig
+from core.models.hubert.config import HubertConfig
+from core.models.hubert.model import Hubert
+from core.models.lmu.speech import LmuSpeech, LmuSpeechConfig
 from core.models.pooling import Count, PoolingConfig, build_pooling
-from core.models.pretrained_speech import PretrainedSpeechConfig, load_speech_encoder
-from core.models.pretrained_text import PretrainedText, PretrainedTextConfig
+from core.models.pretrained.speech import PretrainedSpeechConfig, load_speech_encoder
+from core.models.pretrained.text import PretrainedText, PretrainedTextConfig
 from core.models.text_encoder import OwnTextConfig, TextEncoder
 
 

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple, Protocol, cast
 
 from torch import Tensor, nn
 
-from core.config import section
-from core.text import BLANK_ID
+from core.config.schema import section
+from core.text.vocabulary import BLANK_ID
 
 
 @section

@@ -7,9 +7,9 @@ useful, padded = batch_flops(of_frames, num_frames=[712, 655, 490], padded_frame
 from collections.abc import Callable, Sequence
 
 from core import flops
-from core.models import lmu_memory
-from core.models.attention_lmu import AttentionLMUEncoderConfig
-from core.models.lmu_encoder import LMUEncoderConfig
+from core.models.lmu import memory as lmu_memory
+from core.models.lmu.attention_encoder import AttentionLMUEncoderConfig
+from core.models.lmu.encoder import LMUEncoderConfig
 
 EncoderConfig = LMUEncoderConfig | AttentionLMUEncoderConfig
 

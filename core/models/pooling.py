@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from core.config import section
+from core.config.schema import section
 from core.models.dropout import Dropout
 from core.models.subsampling import valid_frames
 

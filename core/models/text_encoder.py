@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from core.config import section
+from core.config.schema import section
 from core.models.attention import SelfAttention
 from core.models.dropout import Dropout
 from core.models.pooling import PoolingConfig, build_pooling

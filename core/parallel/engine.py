@@ -10,39 +10,18 @@ import logging
 from collections.abc import Mapping
 from concurrent.futures import Future
 from contextlib import AbstractContextManager
-from dataclasses import field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
-from core.config import section
 from core.distributed import Ranks
-from core.optim import OptimConfig
-from core.parallel.loss_scale import LossScaleConfig
-from core.parallel.zero import ZeroConfig
+from core.optim.optim import OptimConfig
+from core.parallel.deepspeed.zero import ZeroConfig
+from core.parallel.settings import ParallelConfig, check_precision, resolve_precision
 
 logger = logging.getLogger(__name__)
-
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-
-
-@section
-class ParallelConfig:
-    """How one model is spread over ranks.
-
-    `strategy`: ddp (a replica a rank), fsdp2 (parameters sharded over the ranks), deepspeed (as `zero` says).
-    `precision`: fp32; bf16 or fp16 compute over fp32 parameters and optimizer states; auto: see `resolve_precision`.
-    `loss_scale` counts for fp16 alone and `zero` for deepspeed alone: another strategy is one word away.
-    """
-
-    strategy: Literal["ddp", "fsdp2", "deepspeed"] = "ddp"
-    precision: Precision = "fp32"
-    activation_checkpointing: bool = False
-    compile: bool = False
-    loss_scale: LossScaleConfig = field(default_factory=LossScaleConfig)
-    zero: ZeroConfig = field(default_factory=ZeroConfig)
 
 
 class Engine(Protocol):
@@ -86,7 +65,7 @@ def build_engine(model: nn.Module, config: ParallelConfig, *, optim: OptimConfig
     config = replace(config, precision=resolve_precision(config.precision, ranks))
     check_precision(config, ranks)
     if config.strategy == "deepspeed":
-        from core.parallel.deepspeed_engine import DeepSpeedEngine
+        from core.parallel.deepspeed.engine import DeepSpeedEngine
 
         return DeepSpeedEngine(model, config, optim=optim, ranks=ranks)
     if ranks.is_first and config.zero != ZeroConfig():
@@ -94,20 +73,3 @@ def build_engine(model: nn.Module, config: ParallelConfig, *, optim: OptimConfig
     from core.parallel.torch_engine import TorchEngine
 
     return TorchEngine(model, config, optim=optim, ranks=ranks)
-
-
-def resolve_precision(precision: Precision, ranks: Ranks) -> Precision:
-    """`auto` is bf16 where the GPUs of all ranks compute in it, else fp16; fp32 on a CPU. All ranks together."""
-    if precision != "auto":
-        return precision
-    if ranks.device.type != "cuda":
-        return "fp32"
-    return "bf16" if all(ranks.gather(torch.cuda.is_bf16_supported(including_emulation=False))) else "fp16"
-
-
-def check_precision(config: ParallelConfig, ranks: Ranks) -> None:
-    """ValueError where the device cannot compute in it."""
-    if config.precision == "fp16" and ranks.device.type == "cpu":
-        raise ValueError("parallel.precision=fp16 needs a GPU; use fp32 or bf16 on a CPU")
-    if ranks.is_first and config.precision != "fp16" and config.loss_scale != LossScaleConfig():
-        logger.info("parallel.loss_scale is left aside: it counts for precision fp16, not %s", config.precision)

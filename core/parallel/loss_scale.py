@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from core.config import section
+from core.config.schema import section
 from core.parallel.clipping import local_parts
 
 

@@ -1,12 +1,17 @@
 """What every engine does to a model before it is spread, and to an optimizer before its step."""
 
+import logging
 from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 
-from core.parallel.engine import ParallelConfig
+from core.optim.optim import OptimConfig, is_thawed
+from core.optim.parameters import late_parameters
+from core.parallel.settings import ParallelConfig
+
+logger = logging.getLogger(__name__)
 
 COMPUTE_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,3 +53,21 @@ def prepare_blocks(model: nn.Module, config: ParallelConfig) -> None:
             if config.compile:
                 child.compile()
             setattr(parent, name, child)
+
+
+class Thawing:
+    """Of one model, whose parameters are frozen already where they never learn."""
+
+    def __init__(self, model: nn.Module, optim: OptimConfig) -> None:
+        self._model, self._optim = model, optim
+        self._late = [] if optim.thaw is None else late_parameters(model, optim.thaw)
+
+    def begin_step(self, step: int) -> bool:
+        """Make ready for the update that follows `step` updates; whether anything changed."""
+        if not self._late or self._late[0].requires_grad == is_thawed(self._optim, step):
+            return False
+        for parameter in self._late:
+            parameter.requires_grad_(not parameter.requires_grad)
+        trained = sum(parameter.numel() for parameter in self._model.parameters() if parameter.requires_grad)
+        logger.info("update %d trains %s parameters (optim.thaw)", step + 1, f"{trained:,}")
+        return True

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from core.background import in_background
 from core.parallel.dcp_files import CheckedReader, HostWriter, first_failure, read_metadata
 from core.parallel.flat_shard import FlatShard, LoadPlanner, SavePlanner
-from core.parallel.named_tensors import model_tensors, optimizer_targets, put_numbers_back, share_of_rank
+from core.parallel.names import model_tensors, optimizer_targets, put_numbers_back, share_of_rank
 
 NUM_NAMED = 5  # keys that an error names
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from core.config import section
+from core.config.schema import section
 
 ROUNDING = 1 + 1e-6  # of float32 durations
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from core.job.run import Run
 from core.train.metrics import MetricSums, merged_names, ratios
-from core.train.run import Run
 
 Score = Callable[[nn.Module, Any], Mapping[str, tuple[Any, Any]]]
 

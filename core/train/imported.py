@@ -20,19 +20,20 @@ import torch
 from torch import nn
 
 from core import distributed
-from core.config import parse_args, to_yaml
-from core.optim import build_optimizer
-from core.parallel.engine import Engine, ParallelConfig
+from core.checkpoint.store import CheckpointStore
+from core.config.load import parse_args, to_yaml
+from core.job.errors import said_plainly
+from core.job.run import RecipeConfig, Run
+from core.job.stop import StopSignal
+from core.optim.optim import build_optimizer
+from core.optim.parameters import freeze
+from core.parallel.engine import Engine
 from core.parallel.loss_scale import LossScale
+from core.parallel.settings import ParallelConfig
 from core.parallel.weights import save_weights
-from core.parameters import freeze
-from core.runfiles import CHECKPOINTS, CONFIG, ExitCode, runs_root, write_whole
-from core.train.checkpoint import CheckpointStore
-from core.train.errors import said_plainly
-from core.train.phases import Phases
+from core.rundir.files import CHECKPOINTS, CONFIG, ExitCode, runs_root, write_whole
+from core.timing.phases import Phases
 from core.train.progress import Progress
-from core.train.run import RecipeConfig, Run
-from core.train.stop import StopSignal
 
 T = TypeVar("T")
 

@@ -13,21 +13,21 @@ from typing import Any
 
 import torch
 
+from core.checkpoint.retention import check_metrics
+from core.job.errors import DataError, DivergedError
+from core.job.hardware import peak_flops
+from core.job.run import Outcome, Run
 from core.losses.output import LossOutput
-from core.optim import learning_rate
+from core.optim.optim import learning_rate
 from core.parallel.engine import Engine
-from core.runfiles import BAD_SAMPLES, SAMPLES, SKIPPED_UPDATES, append_record
+from core.rundir.files import BAD_SAMPLES, SAMPLES, SKIPPED_UPDATES, append_record
 from core.seeding import seed_everything
+from core.timing.phases import StepTimes
 from core.train import out_of_memory
-from core.train.batches import Data, Step
-from core.train.errors import DataError, DivergedError
-from core.train.hardware import peak_flops
 from core.train.metrics import MetricSums, step_metrics
-from core.train.phases import StepTimes
 from core.train.progress import Progress
+from core.train.protocols import Data, Step
 from core.train.reporter import Reporter
-from core.train.retention import check_metrics
-from core.train.run import Outcome, Run
 from core.train.skipped_updates import Verdict
 
 logger = logging.getLogger(__name__)

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from core.runfiles import OUT_OF_MEMORY, append_record
-from core.train.batches import Batch
-from core.train.errors import is_out_of_memory
-from core.train.run import Run
+from core.job.errors import is_out_of_memory
+from core.job.run import Run
+from core.rundir.files import OUT_OF_MEMORY, append_record
+from core.train.protocols import Batch
 
 
 @contextlib.contextmanager

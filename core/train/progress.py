@@ -6,12 +6,12 @@ from typing import Any
 
 from torch import Tensor
 
+from core.checkpoint.retention import TRAIN_LOSS
+from core.job.run import Run
+from core.job.stop import EarlyStop
 from core.parallel.engine import Engine
 from core.train.metrics import MetricSums, merged_names, ratios
-from core.train.retention import TRAIN_LOSS
-from core.train.run import Run
 from core.train.skipped_updates import SkippedUpdates
-from core.train.stop import EarlyStop
 
 
 @dataclass

@@ -9,20 +9,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from core.config import to_dict
-from core.optim import learning_rate
-from core.runfiles import TRAIN_LOG
-from core.train.hardware import hardware_metrics
-from core.train.loggers import Logger, open_loggers
+from core.config.load import to_dict
+from core.job.context import note_effective
+from core.job.hardware import hardware_metrics
+from core.job.run import Run
+from core.optim.optim import learning_rate
+from core.report.loggers import Logger, open_loggers
+from core.report.train_log import RankStep, TrainLog
+from core.rundir.files import TRAIN_LOG
+from core.rundir.metrics_log import MetricsLog, step_line
+from core.rundir.processes import PeakMemory
+from core.timing.eta import Eta
+from core.timing.straggler import Straggler
 from core.train.metrics import merged_names, ratios
-from core.train.metrics_log import MetricsLog, step_line
-from core.train.processes import PeakMemory
 from core.train.progress import Progress
-from core.train.run import Run
-from core.train.run_context import note_effective
-from core.train.straggler import Straggler
-from core.train.timing import Eta
-from core.train.train_log import RankStep, TrainLog
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from core.config import section
-from core.train.step_parts import TimingConfig
-from core.train.stop import EarlyStopConfig
-from core.train.watchdog import WatchdogConfig
+from core.config.schema import section
+from core.job.stop import EarlyStopConfig
+from core.job.watchdog import WatchdogConfig
+from core.timing.phases import TimingConfig
 
 Count = Annotated[int, Field(ge=1)]
 

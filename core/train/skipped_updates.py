@@ -12,8 +12,8 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from core.runfiles import SKIPPED_UPDATES, append_record
-from core.train.run import Run
+from core.job.run import Run
+from core.rundir.files import SKIPPED_UPDATES, append_record
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,14 @@ import torch
 import yaml
 from torch import nn
 
-from core.config import section
+from core.checkpoint.store import CheckpointConfig, CheckpointStore
+from core.config.schema import section
 from core.distributed import Ranks
-from core.parallel.engine import Precision, resolve_precision
 from core.parallel.preparation import COMPUTE_DTYPE, compute_in
+from core.parallel.settings import Precision, resolve_precision
 from core.parallel.weights import load_weights
-from core.runfiles import CHECKPOINTS, CONFIG
-from core.train.checkpoint import CheckpointConfig, CheckpointStore
-from core.train.checkpoint_files import list_complete
+from core.rundir.checkpoints import list_complete
+from core.rundir.files import CHECKPOINTS, CONFIG
 
 
 @section

@@ -10,37 +10,37 @@ import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 
-from core.config import ConfigError, section
-from core.config_section import load_section
-from core.data.asr_corpus import FEATURE_STATS, VOCABULARY
-from core.data.paired_corpus import PairedCorpus, PairedCorpusConfig, Split
+from core.checkpoint.store import CheckpointConfig
+from core.config.load import load_section
+from core.config.schema import ConfigError, section
 from core.data.stream import LoaderConfig
 from core.distributed import Ranks
-from core.features import FeatureConfig, FeatureStats
+from core.job.run import RunConfig
+from core.job.stop import StopConfig
 from core.losses.contrastive import Kind, PairEmbeddings, contrastive_loss
 from core.losses.grad_cache import grad_cache_loss
 from core.models.csa import CsaConfig, CsaModel, HubertSpeechConfig
-from core.models.csa_names import import_predecessor
-from core.models.hubert import HubertPretraining
-from core.models.hubert_config import HubertConfig
-from core.models.lmu_ctc import LmuCtcConfig, build_lmu_ctc
-from core.models.lmu_speech import LmuSpeech, LmuSpeechConfig
-from core.models.pretrained_speech import PretrainedSpeechConfig
-from core.models.pretrained_text import FrozenText, PretrainedTextConfig
-from core.optim import OptimConfig
-from core.parallel.engine import ParallelConfig, resolve_precision
+from core.models.hubert.config import HubertConfig
+from core.models.hubert.model import HubertPretraining
+from core.models.lmu.recognizer import LmuCtcConfig, build_lmu_ctc
+from core.models.lmu.speech import LmuSpeech, LmuSpeechConfig
+from core.models.pretrained.speech import PretrainedSpeechConfig
+from core.models.pretrained.text import FrozenText, PretrainedTextConfig
+from core.optim.optim import OptimConfig
 from core.parallel.preparation import COMPUTE_DTYPE
-from core.runfiles import CONFIG, runs_root
+from core.parallel.settings import ParallelConfig, resolve_precision
+from core.recognition.asr_corpus import FEATURE_STATS, VOCABULARY
+from core.report.loggers import LoggerConfig
+from core.rundir.files import CONFIG, runs_root
 from core.samplers.plan import PlanConfig
 from core.seeding import seed_everything
-from core.text import CharacterVocabulary
-from core.train.checkpoint import CheckpointConfig
-from core.train.loggers import LoggerConfig
+from core.speech.features import FeatureConfig, FeatureStats
+from core.text.vocabulary import CharacterVocabulary
 from core.train.loop import Loss
-from core.train.run import RunConfig
 from core.train.settings import TrainConfig
-from core.train.stop import StopConfig
 from core.train.trained import PretrainedConfig, load_pretrained
+from recipes.csa_stage1.csa_names import import_predecessor
+from recipes.csa_stage1.paired_corpus import PairedCorpus, PairedCorpusConfig, Split
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class GalleryConfig:
 
 @section
 class Config:
-    """`predecessor`: a checkpoint of CSRef 2.0 that all begins with (core/models/csa_names.py); null: none.
+    """`predecessor`: a checkpoint of CSRef 2.0 that all begins with (recipes/csa_stage1/csa_names.py); null: none.
     `pretrained`: the run that the speech encoder begins with, of lmu_gigaspeech for model.speech.kind=lmu, of
     hubert_iter1 or hubert_iter2 for hubert; null: at random, or as the directory of a pretrained encoder has it."""
 

@@ -20,13 +20,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.config import ConfigError, parse_args
-from core.runfiles import ExitCode, runs_root
-from recipes.csa_stage1.benchmark.leaks import LEAK
-from recipes.csa_stage1.benchmark.processes import StopRequest
-from recipes.csa_stage1.benchmark.settings import DEFAULT_CONFIG, MODES, BenchConfig, Mode
-from recipes.csa_stage1.benchmark.suite import Suite, queue, run_here, slurm_answers, work
-from recipes.csa_stage1.benchmark.summary import diagnose_suite, summarize
+from core.bench.settings import DEFAULT_CONFIG, MODES, BenchConfig, Mode
+from core.bench.suite import Suite, queue, run_here, slurm_answers, work
+from core.bench.summary import diagnose_suite, summarize
+from core.bench.telemetry.leaks import LEAK
+from core.bench.telemetry.processes import StopRequest
+from core.config.load import parse_args
+from core.config.schema import ConfigError
+from core.rundir.files import ExitCode, runs_root
 
 logger = logging.getLogger(__name__)
 

@@ -23,19 +23,19 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from core.config import load
-from core.data.asr_corpus import VOCABULARY
-from core.data.tokenization import open_tokenizer
+from core.config.load import load
 from core.distributed import Ranks, joined
+from core.job.errors import said_plainly
 from core.losses.contrastive import MAX_LOG_SCALE
 from core.models.csa import CsaModel, HubertSpeech
-from core.models.hubert_names import save_huggingface
-from core.models.lmu_speech import LmuSpeech
-from core.models.pretrained_speech import WhisperEncoder
-from core.models.pretrained_text import PretrainedText
-from core.runfiles import CONFIG, write_json
-from core.text import CharacterVocabulary
-from core.train.errors import said_plainly
+from core.models.hubert.names import save_huggingface
+from core.models.lmu.speech import LmuSpeech
+from core.models.pretrained.speech import WhisperEncoder
+from core.models.pretrained.text import PretrainedText
+from core.recognition.asr_corpus import VOCABULARY
+from core.rundir.files import CONFIG, write_json
+from core.text.tokenization import open_tokenizer
+from core.text.vocabulary import CharacterVocabulary
 from core.train.trained import load_trained
 from recipes.csa_stage1.assembly import Config, open_frozen_text
 

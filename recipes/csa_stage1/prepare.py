@@ -12,17 +12,18 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from core.config import ConfigError, parse_args, section
+from core.checkpoint.store import CheckpointConfig
+from core.config.load import parse_args
+from core.config.schema import ConfigError, section
 from core.data.shared_work import SharedWork
-from core.optim import OptimConfig
-from core.runfiles import DONE, ExitCode, pieces_so_far, runs_root
+from core.job.run import Outcome, Run, RunConfig, run_job
+from core.job.stop import StopConfig
+from core.optim.optim import OptimConfig
+from core.recognition.aligner import Aligner
+from core.report.loggers import LoggerConfig
+from core.rundir.files import DONE, ExitCode, pieces_so_far, runs_root
 from core.seeding import generator
-from core.train.checkpoint import CheckpointConfig
-from core.train.loggers import LoggerConfig
-from core.train.run import Outcome, Run, RunConfig, run_job
 from core.train.settings import TrainConfig
-from core.train.stop import StopConfig
-from recipes.csa_stage1.aligner import Aligner
 from recipes.csa_stage1.preparation import SHARDS, Preparation, PrepareConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "prepare.yaml"

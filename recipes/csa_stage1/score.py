@@ -15,26 +15,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from core.config import parse_args
-from core.data.paired_corpus import PairedCorpus, Split
+from core.config.load import parse_args
 from core.data.stream import evaluation_batches
 from core.distributed import Ranks, joined
+from core.job.errors import said_plainly
+from core.job.run import Outcome, Run
 from core.losses.contrastive import MAX_LOG_SCALE
-from core.models.pretrained_text import FrozenText
-from core.retrieval import (
-    LengthModel,
-    bootstrap_interval,
-    chance_scores,
-    find_places,
-    gallery_loss,
-    in_order,
-    nearest_in_length,
-    place_scores,
+from core.models.pretrained.text import FrozenText
+from core.rundir.files import (
+    NEIGHBOURS,
+    SCORES,
+    SIMILARITIES,
+    append_record,
+    runs_root,
+    write_json,
 )
-from core.runfiles import NEIGHBOURS, SCORES, SIMILARITIES, append_record, runs_root, write_json
-from core.similarity_picture import draw_similarities
-from core.train.errors import said_plainly
-from core.train.run import Outcome, Run
 from core.train.trained import load_trained
 from recipes.csa_stage1.assembly import (
     DEFAULT_CONFIG,
@@ -46,6 +41,18 @@ from recipes.csa_stage1.assembly import (
     open_frozen_text,
     text_of,
 )
+from recipes.csa_stage1.paired_corpus import PairedCorpus, Split
+from recipes.csa_stage1.retrieval import (
+    LengthModel,
+    bootstrap_interval,
+    chance_scores,
+    find_places,
+    gallery_loss,
+    in_order,
+    nearest_in_length,
+    place_scores,
+)
+from recipes.csa_stage1.similarity_picture import draw_similarities
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ import soundfile
 from lhotse.recipes.librispeech import parse_alignments
 
 from core.data.index import ManifestIndex
-from core.data.paired_speech import place_of
-from core.data.reading import BadSample, Place
+from core.data.reading import BadSample, Place, place_of
 
 TRANSCRIPTS = "*.trans.txt"
 TSV_HEADER = "rel_path\tnum_samples\tduration_sec\n"

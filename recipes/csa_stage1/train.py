@@ -13,13 +13,14 @@ from typing import Any
 
 from torch import nn
 
-from core.config import parse_args
+from core.config.load import parse_args
 from core.data.stream import TrainStream
-from core.parallel.engine import build_engine, resolve_precision
-from core.parameters import describe_parameters, freeze
+from core.job.context import note_effective
+from core.job.run import Outcome, Run, run_job
+from core.optim.parameters import describe_parameters, freeze
+from core.parallel.engine import build_engine
+from core.parallel.settings import resolve_precision
 from core.train.loop import Loss, fit
-from core.train.run import Outcome, Run, run_job
-from core.train.run_context import note_effective
 from recipes.csa_stage1.assembly import (
     DEFAULT_CONFIG,
     Config,

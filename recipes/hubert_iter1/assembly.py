@@ -3,34 +3,34 @@
 from dataclasses import field
 from pathlib import Path
 
-from core.config import ConfigError, section
-from core.data.frame_features import HiddenFeatures, MfccFeatures
-from core.data.frame_labels import FrameGrid
-from core.data.labelled_speech import LabelledSpeechConfig
-from core.data.labelling import LabellingConfig
+from core.checkpoint.store import CheckpointConfig
+from core.config.schema import ConfigError, section
 from core.data.stream import LoaderConfig
-from core.data.unit_quality import QualityConfig
 from core.distributed import Ranks
+from core.job.run import RunConfig
+from core.job.stop import StopConfig
 from core.losses.masked_prediction import MaskedPredictionConfig
-from core.mfcc import Convention
-from core.models.hubert import HubertPretraining
-from core.models.hubert_config import HubertConfig
-from core.optim import OptimConfig
-from core.parallel.engine import ParallelConfig
+from core.models.hubert.config import HubertConfig
+from core.models.hubert.model import HubertPretraining
+from core.optim.optim import OptimConfig
+from core.parallel.settings import ParallelConfig
+from core.report.loggers import LoggerConfig
 from core.samplers.shapes import ShapedPlanConfig
-from core.train.checkpoint import CheckpointConfig
-from core.train.loggers import LoggerConfig
-from core.train.run import RunConfig
 from core.train.settings import TrainConfig
-from core.train.stop import StopConfig
 from core.train.trained import load_trained, read_section, weights_hash
+from core.units.frame_features import HiddenFeatures, MfccFeatures
+from core.units.frame_labels import FrameGrid
+from core.units.labelled_speech import LabelledSpeechConfig
+from core.units.labelling import LabellingConfig
+from core.units.mfcc import Convention
+from core.units.unit_quality import QualityConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "config.yaml"
 
 
 @section
 class FeatureConfig:
-    """What is clustered: MFCC-39 as torchaudio or as Kaldi makes them (core/mfcc.py)."""
+    """What is clustered: MFCC-39 as torchaudio or as Kaldi makes them (core/units/mfcc.py)."""
 
     convention: Convention = "torchaudio"
 

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from core.models.hubert import HubertPretraining
-from core.models.hubert_lightning import import_lightning
+from core.models.hubert.lightning import import_lightning
+from core.models.hubert.model import HubertPretraining
 from core.train.imported import begin_run, parse_import
 from recipes.hubert_iter1.assembly import DEFAULT_CONFIG, Config
 

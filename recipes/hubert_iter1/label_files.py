@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.data.index import ManifestIndex
-from core.data.label_store import LabelCard, LabelStore, manifest_print
-from core.data.label_text import export_labels, import_labels
-from core.data.labelling import LABELS
-from core.runfiles import runs_root
-from core.train.errors import said_plainly
+from core.job.errors import said_plainly
+from core.rundir.files import runs_root
+from core.units.label_store import LabelCard, LabelStore, manifest_print
+from core.units.labelling import LABELS
+from recipes.hubert_iter1.label_text import export_labels, import_labels
 
 RATE_HZ = {"mfcc": 100.0, "hubert": 50.0}
 

@@ -14,13 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.cluster_report import draw_report
-from core.config import parse_args
-from core.data.frame_features import FrameFeatures, MfccFeatures
-from core.data.labelled_speech import LabelledSpeech, most_frequent_label
+from core.config.load import parse_args
 from core.data.layer_drop import LayerDropStream
 from core.data.stream import TrainStream, evaluation_batches
-from core.data.unit_quality import HeldOut, compare
+from core.job.run import Outcome, Run, run_job
 from core.losses.masked_prediction import (
     MaskedPredictionConfig,
     frame_accuracies,
@@ -29,16 +26,19 @@ from core.losses.masked_prediction import (
 )
 from core.losses.output import LossOutput, Metrics
 from core.models.flops import batch_flops
-from core.models.hubert import HubertPretraining
-from core.models.hubert_flops import training_flops
+from core.models.hubert.flops import training_flops
+from core.models.hubert.model import HubertPretraining
+from core.optim.parameters import describe_parameters, freeze
 from core.parallel.engine import build_engine
-from core.parameters import describe_parameters, freeze
-from core.runfiles import CLUSTERS, SCORES, write_json
+from core.rundir.files import CLUSTERS, SCORES, write_json
 from core.samplers.plan import EvaluationPlan, Plan, Source
 from core.seeding import seed_everything
 from core.train.evaluate import evaluate
 from core.train.loop import fit
-from core.train.run import Outcome, Run, run_job
+from core.units.cluster_report import draw_report
+from core.units.frame_features import FrameFeatures, MfccFeatures
+from core.units.labelled_speech import LabelledSpeech, most_frequent_label
+from core.units.unit_quality import HeldOut, compare
 from recipes.hubert_iter1.assembly import DEFAULT_CONFIG, Config, clustered, layers_of
 
 logger = logging.getLogger(__name__)

@@ -14,16 +14,16 @@ from pathlib import Path
 
 from torch import nn
 
-from core.config import parse_args
-from core.data.asr_corpus import VOCABULARY
+from core.config.load import parse_args
 from core.data.stream import evaluation_batches
-from core.data.waveform_asr import WaveformCorpus
 from core.distributed import Ranks, joined
-from core.fusion import build_scorer
-from core.runfiles import SCORES, read_json, runs_root, write_json
+from core.job.errors import said_plainly
+from core.recognition.asr_corpus import VOCABULARY
+from core.recognition.fusion import build_scorer
+from core.recognition.recognize import Scored, recognize, record_hypotheses, summarize
+from core.recognition.waveform_asr import WaveformCorpus
+from core.rundir.files import SCORES, read_json, runs_root, write_json
 from core.samplers.plan import EvaluationPlan, Source
-from core.train.errors import said_plainly
-from core.train.recognition import Scored, recognize, record_hypotheses, summarize
 from core.train.trained import load_trained
 from recipes.hubert_iter2.finetune_assembly import DEFAULT_CONFIG, Config, build_model
 

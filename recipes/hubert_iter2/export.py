@@ -18,9 +18,9 @@ import torch
 
 from core import distributed
 from core.data.whole_file import appears_whole
-from core.models.hubert_names import Style, export_state, save_huggingface
-from core.runfiles import runs_root
-from core.train.errors import said_plainly
+from core.job.errors import said_plainly
+from core.models.hubert.names import Style, export_state, save_huggingface
+from core.rundir.files import runs_root
 from core.train.trained import weights_hash
 from recipes.hubert_iter2.assembly import trained_model
 

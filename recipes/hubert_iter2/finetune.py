@@ -12,21 +12,21 @@ from typing import Any
 
 from torch import nn
 
-from core.config import parse_args
+from core.config.load import parse_args
 from core.data.layer_drop import LayerDropStream
 from core.data.stream import TrainStream, evaluation_batches
-from core.data.waveform_asr import WaveformCorpus
+from core.job.run import Outcome, Run, run_job
 from core.losses.ctc import ctc_loss
 from core.losses.output import LossOutput
 from core.models.flops import batch_flops
-from core.models.hubert_flops import finetuning_flops
+from core.models.hubert.flops import finetuning_flops
+from core.optim.parameters import describe_parameters, freeze
 from core.parallel.engine import build_engine
-from core.parameters import describe_parameters, freeze
+from core.recognition.recognize import Predictions, count_errors
+from core.recognition.waveform_asr import WaveformCorpus
 from core.samplers.plan import EvaluationPlan, Plan, Source
 from core.train.evaluate import evaluate
 from core.train.loop import fit
-from core.train.recognition import Predictions, count_errors
-from core.train.run import Outcome, Run, run_job
 from recipes.hubert_iter2.evaluate import recognize_test, write_results
 from recipes.hubert_iter2.finetune_assembly import DEFAULT_CONFIG, Config, begin_with, build_model
 

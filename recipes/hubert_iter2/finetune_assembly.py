@@ -4,23 +4,23 @@ import logging
 from dataclasses import asdict, field
 from pathlib import Path
 
-from core.config import ConfigError, section
+from core.checkpoint.store import CheckpointConfig
+from core.config.schema import ConfigError, section
 from core.data.stream import LoaderConfig
-from core.data.waveform_asr import WaveformAsrConfig
 from core.distributed import Ranks
-from core.models.hubert_config import HubertEncoderConfig
-from core.models.hubert_ctc import HubertCTC
-from core.optim import OptimConfig
-from core.parallel.engine import ParallelConfig
-from core.runfiles import runs_root
+from core.job.run import RunConfig
+from core.job.stop import StopConfig
+from core.models.hubert.config import HubertEncoderConfig
+from core.models.hubert.recognizer import HubertCTC
+from core.optim.optim import OptimConfig
+from core.parallel.settings import ParallelConfig
+from core.recognition.recognize import DecodeConfig
+from core.recognition.waveform_asr import WaveformAsrConfig
+from core.report.loggers import LoggerConfig
+from core.rundir.files import runs_root
 from core.samplers.plan import PlanConfig
 from core.seeding import seed_everything
-from core.train.checkpoint import CheckpointConfig
-from core.train.loggers import LoggerConfig
-from core.train.recognition import DecodeConfig
-from core.train.run import RunConfig
 from core.train.settings import TrainConfig
-from core.train.stop import StopConfig
 from core.train.trained import PretrainedConfig, read_section, weights_hash
 from recipes.hubert_iter2.assembly import trained_model
 

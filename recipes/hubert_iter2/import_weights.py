@@ -17,9 +17,9 @@ from typing import get_args
 
 import torch
 
-from core.config import parse_args
-from core.models.hubert import HubertPretraining
-from core.models.hubert_names import Style, import_state, load_huggingface, read_state
+from core.config.load import parse_args
+from core.models.hubert.model import HubertPretraining
+from core.models.hubert.names import Style, import_state, load_huggingface, read_state
 from core.seeding import seed_everything
 from core.train.imported import begin_run
 from recipes.hubert_iter2.assembly import DEFAULT_CONFIG, Config

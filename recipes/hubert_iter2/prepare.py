@@ -12,14 +12,21 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 
-from core.cluster_report import draw_report
-from core.config import parse_args
-from core.data.labelled_speech import LabelledSpeech
-from core.data.labelling import Labelling
+from core.config.load import parse_args
 from core.data.reading import BadSample
-from core.data.unit_quality import HeldOut
-from core.runfiles import BAD_SAMPLES, CLUSTERS, SCORES, append_record, pieces_so_far, write_json
-from core.train.run import Outcome, Run, run_job
+from core.job.run import Outcome, Run, run_job
+from core.rundir.files import (
+    BAD_SAMPLES,
+    CLUSTERS,
+    SCORES,
+    append_record,
+    pieces_so_far,
+    write_json,
+)
+from core.units.cluster_report import draw_report
+from core.units.labelled_speech import LabelledSpeech
+from core.units.labelling import Labelling
+from core.units.unit_quality import HeldOut
 from recipes.hubert_iter2.assembly import DEFAULT_CONFIG, Config, clustered
 
 logger = logging.getLogger(__name__)

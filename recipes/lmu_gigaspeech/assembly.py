@@ -6,30 +6,30 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from core.config import section
-from core.data.asr import AsrConfig, AsrExamples
-from core.data.asr_corpus import FEATURE_STATS, Cuts, feature_stats, kept_vocabulary, transcripts
+from core.checkpoint.store import CheckpointConfig
+from core.config.schema import section
 from core.data.dataset import SpeechDataset
 from core.data.index import ManifestIndex
-from core.data.shar import Shar
-from core.data.shar_stream import SharStream, link_seed, open_shar
+from core.data.shar.shards import Shar
+from core.data.shar.stream import SharStream, link_seed, open_shar
 from core.data.sources import TrainingSource, open_sources
 from core.data.stream import LoaderConfig, TrainStream
 from core.distributed import Ranks
-from core.features import FeatureStats
+from core.job.run import Run, RunConfig
+from core.job.stop import StopConfig
 from core.models.ctc import CTCModel
-from core.models.lmu_ctc import LmuCtcConfig, build_lmu_ctc
-from core.optim import OptimConfig
-from core.parallel.engine import ParallelConfig
+from core.models.lmu.recognizer import LmuCtcConfig, build_lmu_ctc
+from core.optim.optim import OptimConfig
+from core.parallel.settings import ParallelConfig
+from core.recognition.asr import AsrConfig, AsrExamples
+from core.recognition.asr_corpus import FEATURE_STATS, Cuts, feature_stats, kept_vocabulary, transcripts
+from core.recognition.recognize import DecodeConfig
+from core.report.loggers import LoggerConfig
 from core.samplers.plan import Plan, PlanConfig
 from core.seeding import seed_everything
-from core.text import CharacterVocabulary
-from core.train.checkpoint import CheckpointConfig
-from core.train.loggers import LoggerConfig
-from core.train.recognition import DecodeConfig
-from core.train.run import Run, RunConfig
+from core.speech.features import FeatureStats
+from core.text.vocabulary import CharacterVocabulary
 from core.train.settings import TrainConfig
-from core.train.stop import StopConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "config.yaml"
 

@@ -11,16 +11,16 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from core.config import parse_args
-from core.data.asr_corpus import texts_of
+from core.config.load import parse_args
 from core.data.stream import evaluation_batches
 from core.distributed import Ranks, joined
-from core.fusion import build_scorer
-from core.runfiles import SCORES, runs_root, write_json
+from core.job.errors import said_plainly
+from core.job.run import Outcome, Run
+from core.recognition.asr_corpus import texts_of
+from core.recognition.fusion import build_scorer
+from core.recognition.recognize import Scored, recognize, record_hypotheses, summarize
+from core.rundir.files import SCORES, runs_root, write_json
 from core.samplers.plan import EvaluationPlan, Source
-from core.train.errors import said_plainly
-from core.train.recognition import Scored, recognize, record_hypotheses, summarize
-from core.train.run import Outcome, Run
 from core.train.trained import load_trained
 from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus, build_model, training_cuts
 

@@ -13,18 +13,18 @@ from typing import Any
 
 from torch import nn
 
-from core.config import parse_args
+from core.config.load import parse_args
 from core.data.stream import evaluation_batches
+from core.job.run import Outcome, Run, run_job
 from core.losses.ctc import intermediate_ctc_loss
 from core.losses.output import LossOutput
 from core.models.flops import batch_flops, ctc_training
+from core.optim.parameters import describe_parameters, freeze
 from core.parallel.engine import build_engine
-from core.parameters import describe_parameters, freeze
+from core.recognition.recognize import Predictions, count_errors
 from core.samplers.plan import EvaluationPlan, Source
 from core.train.evaluate import evaluate
 from core.train.loop import fit
-from core.train.recognition import Predictions, count_errors
-from core.train.run import Outcome, Run, run_job
 from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus, build_model, build_stream
 from recipes.lmu_gigaspeech.score import score_test
 

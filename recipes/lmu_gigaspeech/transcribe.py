@@ -15,17 +15,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from core.audio import AudioError, read_audio
-from core.config import load
-from core.data.asr_corpus import VOCABULARY, texts_of
-from core.decoding import beam_search, greedy_search
+from core.config.load import load
 from core.distributed import Ranks, joined
-from core.features import FeatureStats, LogMel, num_frames
-from core.fusion import WeightedScorer, build_scorer
+from core.job.errors import said_plainly
 from core.models.ctc import CTCModel
-from core.runfiles import CONFIG, ExitCode
-from core.text import CharacterVocabulary
-from core.train.errors import said_plainly
+from core.recognition.asr_corpus import VOCABULARY, texts_of
+from core.recognition.decoding import beam_search, greedy_search
+from core.recognition.fusion import WeightedScorer, build_scorer
+from core.rundir.files import CONFIG, ExitCode
+from core.speech.audio import AudioError, read_audio
+from core.speech.features import FeatureStats, LogMel, num_frames
+from core.text.vocabulary import CharacterVocabulary
 from core.train.trained import load_trained
 from recipes.lmu_gigaspeech.assembly import Config, build_model, load_stats, open_training_data, training_cuts
 

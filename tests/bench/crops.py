@@ -20,13 +20,13 @@ import soundfile
 import torch
 
 from core.data.index import ManifestIndex, write_records
-from core.data.paired_speech import PairConfig, PairedSpeech, place_of
 from core.data.pcm_cache import PcmCache, write_cache
-from core.data.reading import read_cut, read_place
-from core.data.tokenization import ByteTokenizer
-from core.data.word_crops import CropLaw, WordCropConfig
+from core.data.reading import place_of, read_cut, read_place
 from core.samplers.plan import Draw
 from core.seeding import generator
+from core.text.tokenization import ByteTokenizer
+from recipes.csa_stage1.paired_speech import PairConfig, PairedSpeech
+from recipes.csa_stage1.word_crops import CropLaw, WordCropConfig
 
 RATE = 16000
 DEMO = Path(__file__).parents[2] / "manifests" / "demo"

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from core.decoding import BeamConfig, beam_search, greedy_search
-from core.fusion import FusionConfig, build_scorer
-from core.text import BLANK_ID, CharacterVocabulary
+from core.recognition.decoding import BeamConfig, beam_search, greedy_search
+from core.recognition.fusion import FusionConfig, build_scorer
+from core.text.vocabulary import BLANK_ID, CharacterVocabulary
 
 TEXTS = [
     "please enter the extension of the person you are calling followed by the pound key",

@@ -18,10 +18,10 @@ import soundfile
 import torch
 from torch import nn
 
-from core.audio import read_audio
-from core.data.augment import Augment, AugmentConfig, SpecAugmentConfig, spec_augment
-from core.features import FeatureConfig, LogMel
 from core.seeding import generator
+from core.speech.audio import read_audio
+from core.speech.augment import Augment, AugmentConfig, SpecAugmentConfig, spec_augment
+from core.speech.features import FeatureConfig, LogMel
 
 RATE, SECONDS = 16000, 10
 Case = Callable[[], object]

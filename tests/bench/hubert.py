@@ -20,14 +20,14 @@ import torchaudio
 from torch import Tensor, nn
 from torchaudio.models.wav2vec2 import components
 
-from core.data.masking import MaskConfig, span_mask
 from core.losses.masked_prediction import masked_prediction_loss
-from core.models.hubert import ClusterHead, HubertPretraining
-from core.models.hubert_config import hubert_config
-from core.models.hubert_names import export_state
-from core.optim import OptimConfig, build_optimizer
+from core.models.hubert.config import hubert_config
+from core.models.hubert.model import ClusterHead, HubertPretraining
+from core.models.hubert.names import export_state
+from core.optim.optim import OptimConfig, build_optimizer
 from core.parallel.clipping import clip_gradients
 from core.seeding import generator
+from core.speech.masking import MaskConfig, span_mask
 
 Case = Callable[[], object]
 

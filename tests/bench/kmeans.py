@@ -17,8 +17,8 @@ from scipy.signal import lfilter
 from sklearn.cluster import MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 
-from core.data.kmeans import Codebook, FrameArray, KMeansConfig, fit_kmeans
 from core.distributed import init
+from core.units.kmeans import Codebook, FrameArray, KMeansConfig, fit_kmeans
 
 
 def wandering_frames(num_frames: int, dim: int, *, seed: int = 0) -> np.ndarray:

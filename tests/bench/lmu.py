@@ -17,10 +17,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.models.legendre import discrete_system
-from core.models.lmu import ParallelLMU
-from core.models.lmu_cell import LMU, LMUCellConfig
-from core.models.lmu_memory import Form, cheapest_form
+from core.models.lmu.cell import LMU, LMUCellConfig
+from core.models.lmu.layer import ParallelLMU
+from core.models.lmu.legendre import discrete_system
+from core.models.lmu.memory import Form, cheapest_form
 
 ORDER, THETA, HIDDEN = 192, 1000.0, 384  # the published layer
 

@@ -10,7 +10,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.flop_counter import FlopCounterMode
 
 from core import flops
-from core.models.lmu_memory import LegendreMemory, chunk_size
+from core.models.lmu.memory import LegendreMemory, chunk_size
 
 
 def counted(function: Callable[[], object]) -> int:

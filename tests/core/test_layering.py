@@ -1,4 +1,4 @@
-"""The direction of imports: recipes and manifests -> core, launchers -> core.runfiles only, and layers inside core.
+"""The direction of imports: recipes and manifests -> core, launchers -> core.rundir only, and layers inside core.
 
 Imports are read from the source, those inside functions and those for type checking too.
 """
@@ -13,53 +13,31 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# From the ground up; a module imports its own layer and those before it. Packages count with all their files.
+# Folders of core from the ground up: a file imports its own layer and those before it. What lies in core itself is
+# ground, like the first layer.
 LAYERS = [
-    {
-        "config",
-        "config_schema",
-        "config_section",
-        "yaml_source",
-        "runfiles",
-        "seeding",
-        "distributed",
-        "background",
-        "unpickling",
-        "flops",
-        "signals",
-    },
-    {
-        "audio",
-        "resampling",
-        "features",
-        "mfcc",
-        "alignment",
-        "cluster_report",
-        "text",
-        "scoring",
-        "retrieval",
-        "similarity_picture",
-        "ngram",
-        "ngram_estimation",
-        "optim",
-        "parameters",
-        "schedule",
-        "losses",
-    },
-    {"models", "decoding", "scorers", "fusion", "samplers", "data"},
-    {"parallel"},
-    {"train"},
+    {"config", "rundir"},
+    {"optim", "timing", "losses", "speech", "text"},
+    {"models", "samplers", "parallel"},
+    {"data", "checkpoint", "report"},
+    {"job", "train"},
+    {"recognition", "units"},
+    {"bench"},
 ]
-# What a part of core must not import although the layers would allow it.
+# What a folder of core must not import although the layers would allow it.
 APART = {
-    "models": {"distributed", "samplers", "data"},
-    "decoding": {"samplers", "data"},
+    "rundir": {"config", "seeding", "distributed"},  # launchers import it
     "losses": {"distributed"},
-    "samplers": {"models", "data", "decoding"},
-    "data": {"models", "decoding"},
-    "parallel": {"models", "samplers", "data"},
+    "models": {"distributed", "samplers", "parallel"},
+    "samplers": {"models", "parallel"},
+    "parallel": {"models", "samplers"},
+    "data": {"models", "parallel", "checkpoint", "report"},
+    "checkpoint": {"models", "samplers", "data"},
+    "report": {"models", "samplers", "parallel", "data", "checkpoint"},
+    "job": {"models", "samplers", "data"},
     "train": {"models", "samplers", "data"},  # the loop sees them as protocols
-    "runfiles": {"config", "seeding", "distributed"},  # launchers import it: the standard library only
+    "units": {"models", "recognition"},
+    "recognition": {"units"},
 }
 HEAVY = {"torch", "numpy", "lhotse", "transformers", "deepspeed", "scipy", "sklearn", "matplotlib", "pydantic"}
 
@@ -81,7 +59,7 @@ def files(package: str) -> list[Path]:
 
 
 def part(path: Path) -> str:
-    """The part of core that a file is or belongs to: `config` of core/config.py, `train` of core/train/stop.py."""
+    """The part of core that a file is or belongs to: `config` of core/config/load.py, `train` of core/job/stop.py."""
     return path.relative_to(ROOT / "core").parts[0].removesuffix(".py")
 
 
@@ -94,12 +72,14 @@ def name_of(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names}
+GROUND = {path.stem for path in (ROOT / "core").glob("*.py")}
+LAYER_OF = {name: level for level, names in enumerate(LAYERS) for name in names} | dict.fromkeys(GROUND, 0)
 CORE_FILES = [path for path in files("core") if path != ROOT / "core" / "__init__.py"]
 
 
-def test_the_layers_name_every_part_of_core_and_no_other() -> None:
-    assert {part(path) for path in CORE_FILES} == set(LAYER_OF), "say in LAYERS where a new part belongs"
+def test_every_folder_of_core_has_its_layer() -> None:
+    folders = {path.parent.name for path in (ROOT / "core").glob("*/__init__.py")}
+    assert folders == set.union(*LAYERS), "say in LAYERS where a new folder belongs"
 
 
 @pytest.mark.parametrize("path", CORE_FILES, ids=name_of)
@@ -112,14 +92,34 @@ def test_core_imports_downwards(path: Path) -> None:
     assert not roots & {"recipes", "launchers", "manifests", "tests"}
 
 
-def test_runfiles_needs_the_standard_library_only() -> None:
-    roots = {name.partition(".")[0] for name in imports(ROOT / "core" / "runfiles.py")}
-    assert roots <= sys.stdlib_module_names
+def test_no_circle_of_imports() -> None:
+    paths = [*files("core"), *files("launchers"), *files("recipes")]
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in paths}
+    imported = {name: set(imports(path)) & modules.keys() for name, path in modules.items()}
+    while free := [name for name, others in imported.items() if not others & imported.keys()]:
+        for name in free:
+            del imported[name]
+    assert not imported, "these import one another, directly or by the others"
+
+
+def test_folders_are_small() -> None:
+    """A folder answers one question: more than 13 files answer several."""
+    for package in ("core", "launchers"):
+        folders = {path.parent for path in files(package)}
+        sizes = {name_of(folder): sum(p.name != "__init__.py" for p in folder.glob("*.py")) for folder in folders}
+        assert max(sizes.values()) <= 13, sizes
+
+
+@pytest.mark.parametrize("path", files("core/rundir"), ids=name_of)
+def test_the_run_directory_needs_the_standard_library_and_psutil(path: Path) -> None:
+    roots = {name.partition(".")[0] for name in imports(path)}
+    assert roots <= sys.stdlib_module_names | {"core", "psutil"}
+    assert core_parts(path) <= {"rundir"}
 
 
 @pytest.mark.parametrize("path", files("launchers"), ids=name_of)
-def test_launchers_see_the_run_files_and_nothing_heavy(path: Path) -> None:
-    assert core_parts(path) <= {"runfiles"}
+def test_launchers_see_the_run_directory_and_nothing_heavy(path: Path) -> None:
+    assert core_parts(path) <= {"rundir"}
     roots = {name.partition(".")[0] for name in imports(path)}
     assert not roots & (HEAVY | {"recipes", "manifests", "tests"})
 

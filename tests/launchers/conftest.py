@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launchers.environment import ROOT
+from launchers.here.environment import ROOT
 
 Launcher = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -115,7 +115,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
     """A SLURM that takes every job and runs none."""
     made = FakeCluster(tmp_path / "slurm commands")
     monkeypatch.setenv("PATH", f"{made.folder}:/usr/bin:/bin")
-    monkeypatch.setattr("launchers.slurm_commands.PAUSE_S", 0.01)
+    monkeypatch.setattr("launchers.slurm.commands.PAUSE_S", 0.01)
     return made
 
 

@@ -11,7 +11,14 @@ import sys
 import time
 from pathlib import Path
 
-from core.runfiles import CHECKPOINTS, DONE, REPORT, SCORES, record_link, write_json
+from core.rundir.files import (
+    CHECKPOINTS,
+    DONE,
+    REPORT,
+    SCORES,
+    record_link,
+    write_json,
+)
 
 
 def main() -> int:

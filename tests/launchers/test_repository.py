@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launchers.environment import ROOT
+from launchers.here.environment import ROOT
 
 LARGEST_MIB = 40
 CATCH_ALLS = re.compile(r"(^|_)(utils?|helpers?|common|misc|managers?)(_|\.|$)")

@@ -17,12 +17,12 @@ from lhotse import MonoCut
 from lhotse.serialization import deserialize_item
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-import core.train.link
+import core.job.link
 import recipes.lmu_gigaspeech.train as lmu
 from core.data.index import ManifestIndex, write_manifest
-from core.runfiles import CHECKPOINTS, METRICS, SAMPLES, read_records
-from core.train.checkpoint_files import list_complete
-from core.train.metrics_log import read_metrics
+from core.rundir.checkpoints import list_complete
+from core.rundir.files import CHECKPOINTS, METRICS, SAMPLES, read_records
+from core.rundir.metrics_log import read_metrics
 from tests.ranks import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -224,7 +224,7 @@ def _link(recipe: Any, argv: list[str], env: Mapping[str, str], log: Path, hook:
     sys.stdout = sys.stderr = output
     torch.set_num_threads(1)
     if not report:
-        core.train.link.write_report = lambda directory: None  # type: ignore[assignment,misc,return-value]
+        core.job.link.write_report = lambda directory: None  # type: ignore[assignment,misc,return-value]
     if hook is not None:
         name = "loss_fn" if hasattr(recipe, "loss_fn") else "contrast"
         setattr(recipe, name, _hooked(getattr(recipe, name), hook))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from core.data.index import write_manifest
-from core.runfiles import BAD_SAMPLES, RUN_CONTEXT, ExitCode, read_json, read_records
+from core.rundir.files import BAD_SAMPLES, RUN_CONTEXT, ExitCode, read_json, read_records
 from tests.recipes import csa_runs, finetune_runs, runs
 
 BARELY = ("optim.lr=1e-30", "train.max_steps=1", "train.validate_every_steps=null", "parallel.strategy=ddp")

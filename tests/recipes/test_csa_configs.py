@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from core.config import ConfigError, diff, load, to_dict
+from core.config.load import diff, load, to_dict
+from core.config.schema import ConfigError
 from core.models.csa import CsaModel
-from core.optim import learning_rate
-from core.parameters import parameters
-from core.runfiles import ExitCode
+from core.optim.optim import learning_rate
+from core.optim.parameters import parameters
+from core.rundir.files import ExitCode
 from recipes.csa_stage1 import train
 from recipes.csa_stage1.assembly import Config
 

@@ -9,16 +9,15 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoFeatureExtractor, AutoModel, AutoTokenizer
 
-from core.config import load
-from core.config_section import load_section
-from core.data.asr_corpus import VOCABULARY
+from core.config.load import load, load_section
 from core.distributed import joined
 from core.models.csa import CsaModel
-from core.models.lmu_speech import LmuSpeech, LmuSpeechConfig
-from core.models.pretrained_speech import PretrainedSpeechConfig, load_speech_encoder
+from core.models.lmu.speech import LmuSpeech, LmuSpeechConfig
+from core.models.pretrained.speech import PretrainedSpeechConfig, load_speech_encoder
 from core.models.text_encoder import OwnTextConfig, TextEncoder
-from core.runfiles import CONFIG, ExitCode, read_json
-from core.text import CharacterVocabulary
+from core.recognition.asr_corpus import VOCABULARY
+from core.rundir.files import CONFIG, ExitCode, read_json
+from core.text.vocabulary import CharacterVocabulary
 from recipes.csa_stage1 import export
 from recipes.csa_stage1.assembly import Config
 from tests.recipes import csa_runs

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.config import load
-from core.data.tokenization import TokenizerConfig, open_tokenizer
-from core.models.pretrained_text import FrozenText, PretrainedTextConfig
-from core.runfiles import ExitCode
+from core.config.load import load
+from core.models.pretrained.text import FrozenText, PretrainedTextConfig
+from core.rundir.files import ExitCode
+from core.text.tokenization import TokenizerConfig, open_tokenizer
 from recipes.csa_stage1.assembly import DEFAULT_CONFIG, Config
 from tests.recipes import csa_runs, runs
 

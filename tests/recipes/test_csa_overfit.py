@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.data.index import ManifestIndex, write_manifest
-from core.runfiles import SCORES, ExitCode, read_json
+from core.rundir.files import SCORES, ExitCode, read_json
 from tests.recipes import csa_runs, runs
 
 CLIPS, STEPS = 40, 60

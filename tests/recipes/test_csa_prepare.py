@@ -16,10 +16,10 @@ import recipes.csa_stage1.prepare as prepare
 from core.data.index import ManifestIndex, write_manifest
 from core.data.pcm_cache import PcmCache
 from core.data.reading import read_cut
-from core.data.trimming import trimmed
-from core.data.words import words_of
-from core.runfiles import DONE, ExitCode, pieces_so_far, read_json, read_records
+from core.rundir.files import DONE, ExitCode, pieces_so_far, read_json, read_records
+from core.text.words import words_of
 from recipes.csa_stage1.preparation import Preparation
+from recipes.csa_stage1.trimming import trimmed
 from tests.manifests.clips import demo_cuts, librispeech
 from tests.recipes import runs
 

@@ -7,14 +7,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from core.config import load
+from core.config.load import load
 from core.distributed import Ranks
-from core.retrieval import gallery_loss
-from core.runfiles import CONFIG, NEIGHBOURS, REPORT, SCORES, SIMILARITIES, ExitCode, read_json, read_records
-from core.text import normalize_transcript
+from core.rundir.files import (
+    CONFIG,
+    NEIGHBOURS,
+    REPORT,
+    SCORES,
+    SIMILARITIES,
+    ExitCode,
+    read_json,
+    read_records,
+)
+from core.text.normalization import normalize_transcript
 from core.train.trained import load_trained
 from recipes.csa_stage1 import score
 from recipes.csa_stage1.assembly import Config, build_model, open_corpus
+from recipes.csa_stage1.retrieval import gallery_loss
 from tests.ranks import run_on_ranks
 from tests.recipes import csa_runs, runs
 

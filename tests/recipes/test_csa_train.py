@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.data.index import ManifestIndex, write_manifest
-from core.runfiles import LEDGER, METRICS, SCORES, ExitCode, read_json
-from core.train.metrics_log import read_metrics
+from core.rundir.files import LEDGER, METRICS, SCORES, ExitCode, read_json
+from core.rundir.metrics_log import read_metrics
 from tests.recipes import csa_runs, runs
 
 NORMALIZE = F.normalize

@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from core.config import ConfigError, load
-from core.models.hubert import HubertPretraining
-from core.models.hubert_config import HubertConfig, hubert_config
-from core.models.hubert_ctc import HubertCTC
-from core.optim import learning_rate
-from core.parameters import freeze, late_parameters
-from core.schedule import TriStage
-from core.text import CharacterVocabulary
-from launchers.header import read_header
-from launchers.pipeline_file import read_pipeline
+from core.config.load import load
+from core.config.schema import ConfigError
+from core.models.hubert.config import HubertConfig, hubert_config
+from core.models.hubert.model import HubertPretraining
+from core.models.hubert.recognizer import HubertCTC
+from core.optim.optim import learning_rate
+from core.optim.parameters import freeze, late_parameters
+from core.optim.schedule import TriStage
+from core.text.vocabulary import CharacterVocabulary
+from launchers.chain.pipeline_file import read_pipeline
+from launchers.slurm.header import read_header
 from recipes.hubert_iter1 import assembly as iter1
 from recipes.hubert_iter2 import assembly as iter2
 from recipes.hubert_iter2 import finetune_assembly

@@ -8,12 +8,12 @@ import pytest
 import soundfile
 import torch
 
-from core.config import load
+from core.config.load import load
 from core.data.index import ManifestIndex
-from core.models.hubert_ctc import HubertCTC
-from core.runfiles import SCORES, ExitCode, read_json, read_records, write_json
-from core.text import CharacterVocabulary
-from core.train.report import PREDICTIONS
+from core.models.hubert.recognizer import HubertCTC
+from core.report.report import PREDICTIONS
+from core.rundir.files import SCORES, ExitCode, read_json, read_records, write_json
+from core.text.vocabulary import CharacterVocabulary
 from recipes.hubert_iter2 import evaluate
 from recipes.hubert_iter2.finetune_assembly import Config
 from tests.recipes import finetune_runs, runs

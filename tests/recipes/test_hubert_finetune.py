@@ -10,7 +10,15 @@ import pytest
 import torch
 import yaml
 
-from core.runfiles import BAD_SAMPLES, LEDGER, METRICS, SCORES, ExitCode, read_json, read_records
+from core.rundir.files import (
+    BAD_SAMPLES,
+    LEDGER,
+    METRICS,
+    SCORES,
+    ExitCode,
+    read_json,
+    read_records,
+)
 from recipes.hubert_iter2 import evaluate
 from tests.recipes import finetune_runs, runs
 

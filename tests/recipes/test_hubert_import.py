@@ -14,18 +14,25 @@ import recipes.hubert_iter1.assembly as assembly1
 import recipes.hubert_iter1.import_lightning as import1
 import recipes.hubert_iter2.assembly as assembly2
 import recipes.hubert_iter2.import_lightning as import2
-from core.config import load
-from core.data.labelled_speech import LabelledSpeech
+from core.config.load import load
 from core.data.stream import LoaderConfig, TrainStream
 from core.distributed import init
-from core.models.hubert import HubertPretraining
-from core.models.hubert_names import export_state, import_state
+from core.models.hubert.model import HubertPretraining
+from core.models.hubert.names import export_state, import_state
 from core.parallel.loss_scale import LossScale, LossScaleConfig
-from core.runfiles import CHECKPOINTS, CONFIG, METRICS, ExitCode, read_json, read_records
+from core.rundir.checkpoints import STATE, list_complete
+from core.rundir.files import (
+    CHECKPOINTS,
+    CONFIG,
+    METRICS,
+    ExitCode,
+    read_json,
+    read_records,
+)
 from core.samplers.plan import Plan
-from core.train.checkpoint_files import STATE, list_complete
-from tests.core.models.test_hubert import rival_of
-from tests.core.models.test_hubert_lightning import NUM_UPDATES, gradients, lightning, saved
+from core.units.labelled_speech import LabelledSpeech
+from tests.core.models.hubert.test_lightning import NUM_UPDATES, gradients, lightning, saved
+from tests.core.models.hubert.test_model import rival_of
 from tests.recipes import hubert_runs, runs
 
 IMPORT, ASSEMBLY = {1: import1, 2: import2}, {1: assembly1, 2: assembly2}

@@ -13,11 +13,8 @@ import numpy as np
 import pytest
 
 from core.data import shared_work
-from core.data.feature_store import remove_features, write_features
 from core.data.index import ManifestIndex
-from core.data.kmeans import Codebook
-from core.data.label_store import LabelShards, LabelStore
-from core.runfiles import (
+from core.rundir.files import (
     BAD_SAMPLES,
     CLUSTERS,
     SCORES,
@@ -28,6 +25,9 @@ from core.runfiles import (
     read_records,
     write_json,
 )
+from core.units.feature_store import remove_features, write_features
+from core.units.kmeans import Codebook
+from core.units.label_store import LabelShards, LabelStore
 from tests.recipes import hubert_runs, runs
 
 ITERATIONS = [1, 2]
@@ -100,7 +100,7 @@ def _recorded(function: Callable[..., Any], log: Path, name: Callable[..., str])
 
 def _record_shards(monkeypatch: pytest.MonkeyPatch, log: Path) -> None:
     features = _recorded(write_features, log, lambda path, clips: path.name)
-    monkeypatch.setattr("core.data.labelling.write_features", features)
+    monkeypatch.setattr("core.units.labelling.write_features", features)
     labels = _recorded(LabelShards.write, log, lambda shards, shard, found: f"labels/{shards.directory.name}/{shard}")
     monkeypatch.setattr(LabelShards, "write", labels)
 
@@ -118,7 +118,7 @@ def test_an_interrupted_preparation_goes_on(
 ) -> None:  # fmt: skip
     with monkeypatch.context() as patch:
         if where == "features":
-            patch.setattr("core.data.labelling.write_features", _nth(2, write_features, how))
+            patch.setattr("core.units.labelling.write_features", _nth(2, write_features, how))
         else:
             patch.setattr(LabelShards, "write", _nth(2, LabelShards.write, how))
         codes, text = _prepare(configs, tmp_path, whole, iteration=iteration)
@@ -150,7 +150,7 @@ def test_shards_cut_short_are_made_again(
 
     run = tmp_path / f"labels{iteration}"
     with monkeypatch.context() as patch:
-        patch.setattr("core.data.labelling.write_features", dies)
+        patch.setattr("core.units.labelling.write_features", dies)
         assert _prepare(configs, tmp_path, whole, iteration=iteration)[0] == [-9]
     assert list((run / "features").glob(".train-*")), "a part of a file"
     shards = sorted((run / "features").glob("train-*-of-00003.npy"))
@@ -199,7 +199,7 @@ def test_what_a_kill_after_the_last_shard_leaves_is_cleared(
 ) -> None:
     run = tmp_path / f"labels{iteration}"
     with monkeypatch.context() as patch:  # there is a codebook, and its features are still there
-        patch.setattr("core.data.labelling.remove_features", _nth(1, remove_features, signal.SIGKILL))
+        patch.setattr("core.units.labelling.remove_features", _nth(1, remove_features, signal.SIGKILL))
         assert _prepare(configs, tmp_path, whole, iteration=iteration)[0] == [-9]
     assert (run / "codebook.safetensors").exists() and (run / "features").exists()
     with monkeypatch.context() as patch:  # there is a label store, and its shards are still there

@@ -9,11 +9,19 @@ import pytest
 import torch
 
 import recipes.hubert_iter2.assembly as assembly2
-from core.data.label_store import LabelStore
-from core.models.hubert_names import Style
-from core.runfiles import CHECKPOINTS, DONE, METRICS, SCORES, ExitCode, read_json, read_records
-from core.train.checkpoint_files import list_complete
+from core.models.hubert.names import Style
+from core.rundir.checkpoints import list_complete
+from core.rundir.files import (
+    CHECKPOINTS,
+    DONE,
+    METRICS,
+    SCORES,
+    ExitCode,
+    read_json,
+    read_records,
+)
 from core.train.trained import load_trained
+from core.units.label_store import LabelStore
 from recipes.hubert_iter2 import export, import_weights
 from tests.recipes import finetune_runs, hubert_runs, runs
 

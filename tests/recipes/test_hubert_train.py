@@ -12,9 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.data.index import write_manifest
-from core.data.label_store import LabelStore
-from core.runfiles import CHECKPOINTS, CLUSTERS, LEDGER, METRICS, REPORT, SCORES, ExitCode, read_json, read_records
-from core.train.checkpoint_files import list_complete
+from core.rundir.checkpoints import list_complete
+from core.rundir.files import (
+    CHECKPOINTS,
+    CLUSTERS,
+    LEDGER,
+    METRICS,
+    REPORT,
+    SCORES,
+    ExitCode,
+    read_json,
+    read_records,
+)
+from core.units.label_store import LabelStore
 from tests.recipes import hubert_runs, runs
 
 ITERATIONS = [1, 2]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from core.config import load
-from core.runfiles import ExitCode
+from core.config.load import load
+from core.rundir.files import ExitCode
 from recipes.lmu_gigaspeech import train, transcribe
 from recipes.lmu_gigaspeech.assembly import Config
 

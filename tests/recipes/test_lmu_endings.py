@@ -17,8 +17,16 @@ import torch
 import core.data.dataset
 import recipes.lmu_gigaspeech.train as recipe
 from core.losses.output import LossOutput
-from core.runfiles import CHECKPOINTS, LEDGER, METRICS, OUT_OF_MEMORY, SKIPPED_UPDATES, ExitCode, read_records
-from core.train.checkpoint_files import list_complete
+from core.rundir.checkpoints import list_complete
+from core.rundir.files import (
+    CHECKPOINTS,
+    LEDGER,
+    METRICS,
+    OUT_OF_MEMORY,
+    SKIPPED_UPDATES,
+    ExitCode,
+    read_records,
+)
 from tests.recipes import runs
 from tests.small_disk import small_disk
 

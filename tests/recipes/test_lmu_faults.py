@@ -9,7 +9,14 @@ import numpy as np
 import soundfile
 from lhotse import MonoCut
 
-from core.runfiles import BAD_SAMPLES, CHECKPOINTS, LEDGER, METRICS, ExitCode, read_records
+from core.rundir.files import (
+    BAD_SAMPLES,
+    CHECKPOINTS,
+    LEDGER,
+    METRICS,
+    ExitCode,
+    read_records,
+)
 from tests.recipes import runs
 
 RATE_HZ = 16_000

@@ -10,8 +10,15 @@ import pytest
 
 import core.data.dataset
 from core.data.reading import Reading, read_cut
-from core.runfiles import LEDGER, LOGS, METRICS, ExitCode, read_json, read_records
-from launchers.ledger import is_alive
+from core.rundir.files import (
+    LEDGER,
+    LOGS,
+    METRICS,
+    ExitCode,
+    read_json,
+    read_records,
+)
+from core.rundir.ledger import is_alive
 from tests.recipes import runs
 
 LIMIT_S = 3.0

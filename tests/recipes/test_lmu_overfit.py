@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from core.runfiles import REPORT, SCORES, ExitCode, read_json, read_records
-from core.train.report import PREDICTIONS
+from core.report.report import PREDICTIONS
+from core.rundir.files import REPORT, SCORES, ExitCode, read_json, read_records
 from tests.recipes import runs
 
 CONFIG = runs.ROOT / "recipes" / "lmu_gigaspeech" / "overfit.yaml"

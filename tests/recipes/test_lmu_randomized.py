@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from core.runfiles import CHECKPOINTS, ENV_LINK_SEED, SCORES, ExitCode, read_json
-from core.train.checkpoint_files import list_complete
+from core.rundir.checkpoints import list_complete
+from core.rundir.files import CHECKPOINTS, ENV_LINK_SEED, SCORES, ExitCode, read_json
 from manifests.shar import write_shar
 from tests.recipes import runs
 

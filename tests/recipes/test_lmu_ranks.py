@@ -9,7 +9,8 @@ import pytest
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.runfiles import (
+from core.report.report import PREDICTIONS
+from core.rundir.files import (
     BAD_SAMPLES,
     LEDGER,
     METRICS,
@@ -21,7 +22,6 @@ from core.runfiles import (
     read_json,
     read_records,
 )
-from core.train.report import PREDICTIONS
 from tests.recipes import runs
 
 TWO = {"num_ranks": 2}

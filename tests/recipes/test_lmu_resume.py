@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from core.runfiles import LEDGER, METRICS, REPORT, SCORES, ExitCode, read_records
+from core.rundir.files import (
+    LEDGER,
+    METRICS,
+    REPORT,
+    SCORES,
+    ExitCode,
+    read_records,
+)
 from tests.recipes import runs
 
 BY_NUMBER_OF_RANKS = ("plan.micro_batches_per_step=4", "model.encoder.dropout=0", "optim.name=sgd", "optim.lr=0.1",

@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from core.runfiles import LEDGER, read_records
-from launchers.environment import ROOT
-from launchers.ledger import Link, read_links
+from core.rundir.files import LEDGER, read_records
+from core.rundir.ledger import Link, read_links
+from launchers.here.environment import ROOT
 from slurm.virtual.cluster import Cluster, ClusterError
 
 NUM_NODES, NUM_GPUS = 4, 4

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from core.config import load
+from core.config.load import load
 from core.distributed import Ranks, joined
-from core.runfiles import link_from_environment, write_json
+from core.rundir.files import link_from_environment, write_json
 from recipes.lmu_gigaspeech.assembly import Config, Corpus, build_stream
 
 ORDERS = {"exact": "train.jsonl", "randomized": "shar"}

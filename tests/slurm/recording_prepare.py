@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import recipes.hubert_iter1.prepare as recipe
-from core.data import labelling, shared_work
-from core.data.label_store import LabelShards
-from core.runfiles import append_record, job_from_environment
+from core.data import shared_work
+from core.rundir.files import append_record, job_from_environment
+from core.units import labelling
+from core.units.label_store import LabelShards
 
 if __name__ == "__main__":
     folder, num_jobs = Path(sys.argv.pop(1)), int(sys.argv.pop(1))

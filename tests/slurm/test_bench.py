@@ -5,9 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from core.runfiles import read_json
-from launchers.environment import ROOT
-from recipes.csa_stage1.benchmark.manifest import latest_rows, read_rows, read_table
+from core.bench.manifest import latest_rows, read_rows, read_table
+from core.rundir.files import read_json
+from launchers.here.environment import ROOT
 from tests.slurm.conftest import HEADER, Slurm
 
 TASK = 'source slurm/env.sh\nexec python -m recipes.csa_stage1.bench task "$@"\n'
@@ -20,7 +20,7 @@ def begin(slurm: Slurm, *, crash_at: int) -> str:
     (slurm.folder / "recipe.yaml").write_text("optim: {}\n")
     settings = {
         "name": "suite",
-        "recipe": "tests.recipes.bench_stub",
+        "recipe": "tests.core.bench.stub",
         "config": str(slurm.folder / "recipe.yaml"),
         "max_steps": 5,
         "repeats": 2,

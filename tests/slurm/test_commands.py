@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.runfiles import DONE
+from core.rundir.files import DONE
 from tests.slurm.conftest import Slurm
 
 
@@ -51,7 +51,7 @@ def test_a_sweep_ends_in_one_comparison(slurm: Slurm) -> None:
 
 def test_an_interactive_node_and_what_run_sh_finds_there(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
     shell = slurm.folder / "shell"
-    shell.write_text("#!/bin/bash\necho $(hostname) $SLURM_JOB_NUM_NODES $(python -m launchers.machine)\n")
+    shell.write_text("#!/bin/bash\necho $(hostname) $SLURM_JOB_NUM_NODES $(python -m launchers.here.machine)\n")
     shell.chmod(0o700)
     monkeypatch.setenv("SHELL", str(shell))
     said = slurm.ask("slurm/get_interactive_node.sh", "-N", "2", "-G", "3", "-t", "00:05:00", "-p", "urgent")

@@ -3,7 +3,14 @@
 import shlex
 from pathlib import Path
 
-from core.runfiles import DONE, METRICS, SCORES, ExitCode, read_json, read_records
+from core.rundir.files import (
+    DONE,
+    METRICS,
+    SCORES,
+    ExitCode,
+    read_json,
+    read_records,
+)
 from tests.recipes import csa_runs, runs
 from tests.slurm.conftest import Slurm, lacking
 

@@ -5,9 +5,9 @@ from collections import Counter
 from pathlib import Path
 
 from core.data.index import write_manifest
-from core.data.label_store import LabelStore
-from core.runfiles import DONE, read_records
-from launchers.environment import ROOT
+from core.rundir.files import DONE, read_records
+from core.units.label_store import LabelStore
+from launchers.here.environment import ROOT
 from tests.recipes import runs
 from tests.slurm.conftest import Slurm
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launchers.environment import ROOT
+from launchers.here.environment import ROOT
 from slurm.virtual.cluster import Cluster
 from tests.slurm.conftest import lacking
 

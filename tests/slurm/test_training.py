@@ -8,9 +8,16 @@ import pytest
 import torch
 
 from core.distributed import Ranks
-from core.runfiles import CHECKPOINTS, DONE, METRICS, ExitCode, read_json, read_records
-from core.train.checkpoint_files import COMPLETE
-from launchers.environment import ROOT
+from core.rundir.checkpoints import COMPLETE
+from core.rundir.files import (
+    CHECKPOINTS,
+    DONE,
+    METRICS,
+    ExitCode,
+    read_json,
+    read_records,
+)
+from launchers.here.environment import ROOT
 from manifests.shar import write_shar
 from tests.recipes import runs
 from tests.slurm.conftest import Slurm, lacking

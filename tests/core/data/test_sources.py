@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.config import ConfigError
+from core.config.schema import ConfigError
 from core.data.batch import Sample
 from core.data.dataset import SpeechDataset
 from core.data.reading import Reading

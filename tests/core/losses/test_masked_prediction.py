@@ -17,8 +17,8 @@ from core.losses.masked_prediction import (
     masked_prediction_loss,
     prediction_loss,
 )
-from core.models.hubert import ClusterHead
-from core.models.hubert_config import HubertConfig
+from core.models.hubert.config import HubertConfig
+from core.models.hubert.model import ClusterHead
 
 
 def test_the_worked_value() -> None:

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.config import load
+from core.config.load import load
 from core.losses.contrastive import contrastive_loss
 from core.models.csa import CsaConfig, CsaModel, HubertSpeechConfig
-from core.models.hubert_config import HubertConfig
+from core.models.hubert.config import HubertConfig
 from core.models.pooling import PoolingConfig
-from core.models.pretrained_speech import PretrainedSpeechConfig
-from core.models.pretrained_text import FrozenText, PretrainedTextConfig
+from core.models.pretrained.speech import PretrainedSpeechConfig
+from core.models.pretrained.text import FrozenText, PretrainedTextConfig
 from core.models.text_encoder import OwnTextConfig
-from core.parameters import FreezeConfig, freeze
+from core.optim.parameters import FreezeConfig, freeze
 from tests.core.models.hugging_face import directory_of
 
 AUDIO, NUM_SAMPLES = torch.randn(3, 8000, generator=torch.Generator().manual_seed(0)), torch.tensor([8000, 5000, 900])

@@ -5,7 +5,7 @@ import torch
 
 from core.losses.ctc import ctc_loss, intermediate_ctc_loss
 from core.models.ctc import CTCHeadConfig, CTCModel
-from core.models.lmu_encoder import LMUEncoder, LMUEncoderConfig
+from core.models.lmu.encoder import LMUEncoder, LMUEncoderConfig
 
 
 def tiny_model(*, causal: bool = False, head: CTCHeadConfig | None = None, num_blocks: int = 1) -> CTCModel:

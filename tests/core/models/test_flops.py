@@ -5,10 +5,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from core.models.attention_lmu import AttentionLMUEncoder, AttentionLMUEncoderConfig
 from core.models.ctc import CTCHeadConfig, CTCModel
 from core.models.flops import EncoderConfig, batch_flops, ctc_training, encoder_forward, first_layer_forward
-from core.models.lmu_encoder import LMUEncoder, LMUEncoderConfig
+from core.models.lmu.attention_encoder import AttentionLMUEncoder, AttentionLMUEncoderConfig
+from core.models.lmu.encoder import LMUEncoder, LMUEncoderConfig
 
 SMALL = {"input_dim": 40, "dim": 64, "num_heads": 4}
 CONFIGS = [

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from core.distributed import Ranks
-from core.optim import OptimConfig
-from core.parallel import deepspeed_library
-from core.parallel.zero import ZeroConfig
+from core.optim.optim import OptimConfig
+from core.parallel.deepspeed import library as deepspeed_library
+from core.parallel.deepspeed.zero import ZeroConfig
 from tests.core.parallel.toy import toy
 from tests.ranks import run_on_ranks
 

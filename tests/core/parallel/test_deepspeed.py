@@ -12,10 +12,11 @@ import torch
 from torch import nn
 
 from core.distributed import Ranks
-from core.optim import OptimConfig
-from core.parallel.engine import ParallelConfig, build_engine
-from core.parallel.zero import ZeroConfig
-from core.parameters import ThawConfig
+from core.optim.optim import OptimConfig
+from core.optim.parameters import ThawConfig
+from core.parallel.deepspeed.zero import ZeroConfig
+from core.parallel.engine import build_engine
+from core.parallel.settings import ParallelConfig
 from core.unpickling import check_torch_file
 from tests.core.parallel.toy import (
     CUT,
@@ -198,7 +199,8 @@ import sys
 import torch
 from core.distributed import joined
 from core.optim import OptimConfig
-from core.parallel.engine import ParallelConfig, build_engine
+from core.parallel.engine import build_engine
+from core.parallel.settings import ParallelConfig
 from core.parallel.zero import ZeroConfig
 
 with joined(device="cpu") as ranks:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from core.distributed import Ranks
-from core.optim import OptimConfig
+from core.optim.optim import OptimConfig
+from core.optim.parameters import FreezeConfig, freeze
 from core.parallel.dcp_files import read_metadata
 from core.parallel.engine import Engine
-from core.parameters import FreezeConfig, freeze
 from tests.core.parallel.toy import (
     CUT,
     IDLE,

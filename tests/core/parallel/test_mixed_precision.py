@@ -11,9 +11,9 @@ from torch import Tensor
 from core.distributed import Ranks
 from core.losses.contrastive import contrastive_loss
 from core.models.csa import CsaConfig, CsaModel, HubertSpeechConfig
-from core.models.hubert_config import HubertConfig
+from core.models.hubert.config import HubertConfig
 from core.models.text_encoder import OwnTextConfig
-from core.optim import OptimConfig
+from core.optim.optim import OptimConfig
 from core.parallel.engine import build_engine
 from tests.core.parallel.toy import STRATEGIES, numbers
 from tests.ranks import run_on_ranks

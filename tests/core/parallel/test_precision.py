@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from core.distributed import Ranks
-from core.parallel.engine import resolve_precision
 from core.parallel.preparation import COMPUTE_DTYPE
+from core.parallel.settings import resolve_precision
 from tests.core.parallel.toy import SGD, built, toy
 from tests.ranks import run_on_ranks
 

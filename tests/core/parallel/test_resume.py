@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from core.checkpoint.store import CheckpointConfig, CheckpointError, CheckpointStore
 from core.distributed import Ranks
-from core.optim import OptimConfig
+from core.optim.optim import OptimConfig
+from core.optim.parameters import FreezeConfig, freeze
 from core.parallel.engine import Engine
 from core.parallel.weights import load_weights, save_weights
-from core.parameters import FreezeConfig, freeze
-from core.runfiles import CHECKPOINTS
-from core.train.checkpoint import CheckpointConfig, CheckpointError, CheckpointStore
+from core.rundir.files import CHECKPOINTS
 from core.train.trained import load_trained
 from tests.core.parallel.toy import MAX_NORM, ROWS, STRATEGIES, Cut, Toy, built, full_batch, loss_sum, numbers, update
 from tests.core.parallel.training import assert_same, everything

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from core.distributed import Ranks
-from core.optim import OptimConfig
+from core.optim.optim import OptimConfig
+from core.optim.parameters import ThawConfig
 from core.parallel.dcp_files import read_metadata
-from core.parallel.engine import Engine, ParallelConfig, build_engine
-from core.parameters import ThawConfig
+from core.parallel.engine import Engine, build_engine
+from core.parallel.settings import ParallelConfig
 from tests.core.parallel.toy import MAX_NORM, ROWS, STEPS, WHOLE, built, full_batch, loss_sum, numbers, toy, update
 from tests.ranks import run_on_ranks
 

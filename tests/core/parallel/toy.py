@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from core.distributed import Ranks
-from core.optim import OptimConfig
-from core.parallel.engine import Engine, ParallelConfig, build_engine
-from core.parallel.zero import ZeroConfig
+from core.optim.optim import OptimConfig
+from core.parallel.deepspeed.zero import ZeroConfig
+from core.parallel.engine import Engine, build_engine
+from core.parallel.settings import ParallelConfig
 from tests.core.parallel.training import whole
 
 # Once, here, and not in every rank that is forked: what engines and optimizers import when they are first made.
 os.environ["DS_ACCELERATOR"] = "cpu"
-for heavy in ("torch._dynamo", "core.parallel.deepspeed_engine", "deepspeed.runtime.zero.stage3"):
+for heavy in ("torch._dynamo", "core.parallel.deepspeed.engine", "deepspeed.runtime.zero.stage3"):
     importlib.import_module(heavy)
 for heavy in ("muon.muon_optimizer", "stage_1_and_2"):
     importlib.import_module(f"deepspeed.runtime.zero.{heavy}")

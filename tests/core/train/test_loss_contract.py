@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from core.distributed import Ranks
 from core.losses.ctc import ctc_loss, is_feasible
 from core.losses.output import LossOutput
-from core.optim import OptimConfig
-from core.parallel.engine import Engine, ParallelConfig, build_engine
+from core.optim.optim import OptimConfig
+from core.parallel.engine import Engine, build_engine
+from core.parallel.settings import ParallelConfig
+from core.timing.phases import Phases
 from core.train.loop import LossFn, train_step
-from core.train.phases import Phases
 from tests.core.parallel.training import whole
 from tests.ranks import run_on_ranks
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.rundir.metrics_log import MetricsLog, duration, read_metrics, step_line
+from core.timing.eta import Eta
 from core.train.metrics import MetricSums, merged_names, ratios, step_metrics
-from core.train.metrics_log import MetricsLog, duration, read_metrics, step_line
-from core.train.timing import Eta
 
 
 def reduced(ranks: list[MetricSums]) -> dict[str, float | None]:

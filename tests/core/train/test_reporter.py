@@ -9,20 +9,19 @@ from typing import Any
 import pytest
 import torch
 
+from core.checkpoint.retention import BestConfig
+from core.checkpoint.store import CheckpointConfig, CheckpointStore
 from core.distributed import Ranks
-from core.optim import OptimConfig
-from core.runfiles import METRICS
-from core.train.checkpoint import CheckpointConfig, CheckpointStore
-from core.train.loggers import LoggerConfig
-from core.train.metrics_log import read_metrics
-from core.train.phases import Phases
+from core.job.run import Run, RunConfig
+from core.job.stop import StopConfig, StopSignal
+from core.optim.optim import OptimConfig
+from core.report.loggers import LoggerConfig
+from core.rundir.files import METRICS
+from core.rundir.metrics_log import read_metrics
+from core.timing.phases import Phases, TimingConfig
 from core.train.progress import Progress
 from core.train.reporter import Reporter, Told
-from core.train.retention import BestConfig
-from core.train.run import Run, RunConfig
 from core.train.settings import TrainConfig
-from core.train.step_parts import TimingConfig
-from core.train.stop import StopConfig, StopSignal
 
 ALONE = Ranks(0, 0, 1, 0, 1, 0, 1, torch.device("cpu"))
 TOTAL = 100

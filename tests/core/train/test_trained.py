@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from core.checkpoint.store import CheckpointConfig, CheckpointError, CheckpointStore
 from core.distributed import Ranks
-from core.optim import OptimConfig
-from core.parallel.engine import ParallelConfig, build_engine
-from core.runfiles import CHECKPOINTS
-from core.train.checkpoint import CheckpointConfig, CheckpointError, CheckpointStore
+from core.optim.optim import OptimConfig
+from core.parallel.engine import build_engine
+from core.parallel.settings import ParallelConfig
+from core.rundir.files import CHECKPOINTS
 from core.train.trained import load_trained
 
 ALONE = Ranks(0, 0, 1, 0, 1, 0, 1, torch.device("cpu"))

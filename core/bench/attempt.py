@@ -1,0 +1,214 @@
+"""One attempt at a run: its directory, its command, its way from start to end.
+
+    runs/SUITE/runs/ab-tuned-r1/attempt_1/     run directory of the training, and what was measured beside it:
+        attempt.json   host, pid, command, since when
+        launcher.log   everything that the processes printed
+        ended.json     written last: status, exit code, reason, seconds
+
+Every attempt trains in a directory of its own, so no number of one gets among those of another. One without ended.json
+was cut off: by a kill of the bench, or the loss of its node.
+"""
+
+import logging
+import os
+import re
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import psutil
+
+from core.bench.settings import ROOT, BenchConfig, TelemetryConfig, WatchConfig
+from core.bench.telemetry.heartbeat import Heartbeat
+from core.bench.telemetry.machine import free_port
+from core.bench.telemetry.processes import POLL_S, StopRequest, end_session, is_still_led, start
+from core.bench.telemetry.recorder import GPU, HOST, GpuSampler, HostSampler
+from core.job.context import scrubbed_argv
+from core.rundir.files import (
+    DONE,
+    ENV_LINK,
+    ENV_LINK_SEED,
+    ENV_LOCAL_TASKS,
+    ENV_RUNS,
+    EXIT_WORDS,
+    ExitCode,
+    read_json,
+    slurm_job,
+    write_json,
+)
+
+logger = logging.getLogger(__name__)
+
+BEGUN, ENDED, LOG = "attempt.json", "ended.json", "launcher.log"
+OK, FAILED, TIMEOUT, STALLED, INTERRUPTED, LOST = "ok", "failed", "timeout", "stalled", "interrupted", "lost"
+NAME = re.compile(r"attempt_(\d+)")
+# What belongs to the job that the bench itself runs in, and would be read by the training.
+FOREIGN = (ENV_LINK, ENV_LINK_SEED, ENV_LOCAL_TASKS, "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an attempt ended. `exit_code`: minus the signal for a process that died of one."""
+
+    status: str
+    exit_code: int | None
+    reason: str
+    duration_s: float
+    stall_alerts: int = 0
+    spike_alerts: int = 0
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A directory `attempt_K` under that of its run."""
+
+    directory: Path
+
+    @property
+    def number(self) -> int:
+        match = NAME.fullmatch(self.directory.name)
+        assert match is not None
+        return int(match[1])
+
+    @property
+    def begun(self) -> dict[str, Any]:
+        """What it was started with; empty where it did not get that far."""
+        return _read(self.directory / BEGUN)
+
+    @property
+    def ended(self) -> Ended | None:
+        found = _read(self.directory / ENDED)
+        return Ended(**found) if found else None
+
+    def settle(self, *, grace_s: float) -> Ended:
+        """The end of an attempt that was cut off: what still lives of it is ended, and what it has reached is noted."""
+        begun = self.begun
+        if begun and begun["host"] == socket.gethostname() and is_still_led(begun["pid"], created=begun["created"]):
+            logger.warning("%s was left behind and still runs: ending it", self.directory)
+            end_session(begun["pid"], grace_s=grace_s)
+        duration_s = max(0.0, self._last_touched() - begun["epoch_sec"]) if begun else 0.0
+        if (self.directory / DONE).exists():
+            ended = Ended(OK, 0, "finished while nobody watched", duration_s)
+        else:
+            ended = Ended(LOST, None, "the bench was killed, or its node was lost", duration_s)
+        write_json(self.directory / ENDED, vars(ended))
+        return ended
+
+    def _last_touched(self) -> float:
+        return max((path.stat().st_mtime for path in self.directory.iterdir()), default=0.0)
+
+
+def attempts(run_folder: Path) -> list[Attempt]:
+    """The attempts at a run in their order."""
+    found = [Attempt(path) for path in run_folder.glob("attempt_*") if NAME.fullmatch(path.name)]
+    return sorted(found, key=lambda attempt: attempt.number)
+
+
+def do(run_folder: Path, config: BenchConfig, overrides: Sequence[str], *, stop: StopRequest) -> Attempt:
+    """A new attempt, from its directory to its end."""
+    number = max((attempt.number for attempt in attempts(run_folder)), default=0) + 1
+    attempt = Attempt(run_folder / f"attempt_{number}")
+    attempt.directory.mkdir(parents=True)
+    arguments = ["--config", str(ROOT / config.config), f"run.name={attempt.directory.name}", *overrides]
+    environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    environment |= {ENV_RUNS: str(run_folder), "PYTHONUNBUFFERED": "1"}
+    if slurm_job() is None:
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(config.launch.master_port_base))}
+    port = environment.get("MASTER_PORT", "")
+    command = launch_command(config, arguments, port=port)
+    began = time.time()
+    process = start(command, log=attempt.directory / LOG, environment=environment, folder=ROOT)
+    try:
+        created = psutil.Process(process.pid).create_time()
+        begun = {"host": socket.gethostname(), "pid": process.pid, "created": created, "epoch_sec": began, "port": port}
+        write_json(attempt.directory / BEGUN, {**begun, "command": scrubbed_argv(command)})
+        heartbeat = Heartbeat(f"{run_folder.name} {attempt.directory.name}", attempt.directory, config.watch)
+        with _telemetry(attempt.directory, config.telemetry, pid=process.pid):
+            status, reason = _watch(process, config.watch, heartbeat, began=began, stop=stop)
+            if status:
+                logger.warning("%s: %s: ending it", run_folder.name, reason)
+    finally:  # whatever happened, nothing of it goes on
+        end_session(process.pid, grace_s=config.watch.stop_grace_s, hurry=stop)
+    heartbeat.beat()
+    code = process.wait()
+    if not status or (code == ExitCode.DONE and (attempt.directory / DONE).exists()):
+        status, reason = _judged(code, stop=stop)
+    ended = Ended(status, code, reason, time.time() - began, heartbeat.num_stalls, heartbeat.num_spikes)
+    write_json(attempt.directory / ENDED, vars(ended))
+    return attempt
+
+
+@contextmanager
+def _telemetry(folder: Path, config: TelemetryConfig, *, pid: int) -> Iterator[None]:
+    host = HostSampler(folder / HOST, every_s=config.host_every_s, is_on=config.host, pid=pid, run_dir=folder)
+    with GpuSampler(folder / GPU, every_s=config.gpu_every_s, is_on=config.gpu), host:
+        yield
+
+
+def _watch(
+    process: "Popen[bytes]", watch: WatchConfig, heartbeat: Heartbeat, *, began: float, stop: StopRequest
+) -> tuple[str, str]:
+    """Follow a run until it has ended, or must: then (status, reason), else both empty."""
+    while process.poll() is None:
+        time.sleep(POLL_S)
+        heartbeat.beat()
+        status, reason = _why_to_end(watch, heartbeat, elapsed_s=time.time() - began, stop=stop)
+        if status:
+            return status, reason
+    return "", ""
+
+
+def launch_command(config: BenchConfig, arguments: Sequence[str], *, port: str) -> list[str]:
+    """The training as all its ranks: by srun in a SLURM job, else by torchrun, or alone."""
+    module = ["-m", config.recipe, *arguments]
+    if slurm_job() is not None:
+        return ["srun", sys.executable, *module]
+    if config.launch.ranks == 1:
+        return [sys.executable, *module]
+    of_ranks = ["-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={config.launch.ranks}"]
+    return [sys.executable, *of_ranks, "--master-addr=127.0.0.1", f"--master-port={port}", *module]
+
+
+def tail(path: Path, num_lines: int) -> str:
+    """The last lines of a log."""
+    if not path.exists() or num_lines == 0:
+        return ""
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-num_lines:])
+
+
+def _why_to_end(watch: WatchConfig, heartbeat: Heartbeat, *, elapsed_s: float, stop: StopRequest) -> tuple[str, str]:
+    """(status, reason) of a run that must not go on; both empty while it may."""
+    if stop:
+        return INTERRUPTED, "stop requested"
+    if watch.run_timeout_s is not None and elapsed_s > watch.run_timeout_s:
+        return TIMEOUT, f"it takes longer than watch.run_timeout_s={watch.run_timeout_s:g}"
+    if not heartbeat.has_begun and elapsed_s > watch.max_wait_first_record_s:
+        return STALLED, f"no record after watch.max_wait_first_record_s={watch.max_wait_first_record_s:g}"
+    if watch.stall_timeout_s is not None and heartbeat.has_begun and heartbeat.silent_s() > watch.stall_timeout_s:
+        return STALLED, f"no record for watch.stall_timeout_s={watch.stall_timeout_s:g}"
+    return "", ""
+
+
+def _judged(code: int, *, stop: StopRequest) -> tuple[str, str]:
+    """What the exit code of a run that ended by itself says."""
+    if code == ExitCode.DONE:
+        return OK, ""
+    if code == ExitCode.CONTINUE or (stop and code < 0):
+        return INTERRUPTED, EXIT_WORDS[ExitCode.CONTINUE]
+    if code < 0:
+        return FAILED, f"killed by signal {-code}"
+    return FAILED, EXIT_WORDS.get(code, f"exit code {code}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found: Mapping[str, Any] = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return dict(found)

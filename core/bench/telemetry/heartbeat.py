@@ -1,0 +1,114 @@
+"""How a run is getting on, from its metrics.jsonl: a line every so often, and alerts when it stalls or slows down."""
+
+import json
+import logging
+import statistics
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from core.bench.settings import WatchConfig
+from core.report.train_log import hms
+from core.rundir.files import METRICS
+from core.rundir.files import now as utc_now
+
+logger = logging.getLogger(__name__)
+
+ALERTS = "alerts.tsv"
+LEAST_RECORDS = 3  # before anything is usual
+
+
+class Heartbeat:
+    """Follows the records of one attempt; `beat` is called often."""
+
+    def __init__(self, name: str, run_dir: Path, config: WatchConfig) -> None:
+        self._name, self._run_dir, self._config = name, run_dir, config
+        self._offset = 0
+        self._arrivals_s: list[float] = []  # of records that belong to training
+        self._iters_s: list[float] = []
+        self._newest: dict[str, Any] = {}
+        self._began_s = self._said_s = time.monotonic()
+        self._is_stalled = False
+        self.num_stalls = self.num_spikes = 0
+
+    def beat(self) -> None:
+        """Read what is new, alert where something is wrong, and say where the run is when that is due."""
+        now = time.monotonic()
+        for record in self._new_records():
+            self._arrivals_s.append(now)
+            self._is_stalled = False
+            self._newest = {**self._newest, **record}
+            if isinstance(iter_s := record.get("step_s_p50"), float):
+                self._look_for_spike(iter_s, step=record["step"])
+                self._iters_s.append(iter_s)
+        self._look_for_stall(now)
+        if now - self._said_s >= self._config.heartbeat_every_s:
+            self._said_s = now
+            logger.info("%s: %s", self._name, self._words(now))
+
+    def silent_s(self) -> float:
+        """Since the last record, or the beginning."""
+        return time.monotonic() - (self._arrivals_s[-1] if self._arrivals_s else self._began_s)
+
+    @property
+    def has_begun(self) -> bool:
+        return bool(self._arrivals_s)
+
+    def _words(self, now: float) -> str:
+        if not self._newest:
+            return f"no record yet after {now - self._began_s:.0f} s"
+        parts = [f"step {self._newest['step']}"]
+        for key, form in (("loss", "loss {:.4g}"), ("step_s_p50", "{:.3g} s/iter")):
+            if self._newest.get(key) is not None:
+                parts.append(form.format(self._newest[key]))
+        if self._newest.get("eta_s") is not None:
+            parts.append(f"ETA {hms(self._newest['eta_s'])}")
+        return ", ".join(parts)
+
+    def _look_for_stall(self, now: float) -> None:
+        if len(self._arrivals_s) <= LEAST_RECORDS or self._is_stalled:
+            return
+        usual_s = statistics.median(later - before for before, later in pairwise(self._arrivals_s))
+        silent_s = now - self._arrivals_s[-1]
+        if silent_s > max(self._config.stall_alert_ratio * usual_s, self._config.heartbeat_every_s):
+            self._is_stalled = True
+            self.num_stalls += 1
+            self._alert("stall", f"no record for {silent_s:.0f} s, usual {usual_s:.3g} s")
+
+    def _look_for_spike(self, iter_s: float, *, step: int) -> None:
+        if len(self._iters_s) < LEAST_RECORDS:
+            return
+        usual_s = statistics.median(self._iters_s)
+        if iter_s > self._config.spike_alert_ratio * usual_s:
+            self.num_spikes += 1
+            self._alert("spike", f"{iter_s:.3g} s an iteration at step {step}, usual {usual_s:.3g} s")
+
+    def _alert(self, kind: str, words: str) -> None:
+        logger.warning("%s: %s: %s", self._name, kind, words)
+        cells = (utc_now(), kind, str(self._newest.get("step", 0)), words)
+        try:
+            with (self._run_dir / ALERTS).open("a", encoding="utf-8") as file:
+                file.write("\t".join(cells) + "\n")
+        except OSError as error:
+            logger.warning("the alert is not kept: %s", error)
+
+    def _new_records(self) -> list[dict[str, Any]]:
+        """Whole lines that came since the last call, of training and validation."""
+        path = self._run_dir / METRICS
+        if not path.exists():
+            return []
+        with path.open("rb") as file:
+            file.seek(self._offset)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        records = []
+        for line in whole.splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and record.get("phase") in ("train", "valid"):
+                records.append(record)
+        return records

@@ -1,0 +1,153 @@
+"""`data.order: randomized`: the steps of a run from a Shar directory, in a new random order for each link.
+
+For sources that can only be streamed. What an exact order promises does not hold here: a resume does not go on where
+the link before it stopped, and another number of ranks or loader workers reads another order. The order follows from
+the link's seed and the step that the link begins at, so a link that is repeated from its start reads the same again.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from core.data.batch import Sample
+from core.data.dataset import MakeSample
+from core.data.shar.batches import BUFFER_CUTS, SharBatches
+from core.data.shar.shards import Shar
+from core.data.shar.shares import check_same, check_shares
+from core.data.stream import LoaderConfig, Step, load
+from core.distributed import Ranks
+from core.rundir.files import link_from_environment
+from core.samplers.admission import Source, admit
+from core.samplers.plan import PlanConfig, check_dp_size
+from core.seeding import key64
+
+logger = logging.getLogger(__name__)
+
+CHECKED_STEPS = 3  # at the start of a link; a wrong seed shows in the first
+
+
+def link_seed(run_seed: int, link: int) -> int:
+    """Of the link, as the launcher drew it; else derived from the run's seed and the number of the link."""
+    _, seed = link_from_environment()
+    return key64(run_seed, "link", link) if seed is None else seed
+
+
+def open_shar(directory: str, ranks: Ranks) -> Shar:
+    """Rank 0 reads the metadata for all; all ranks together. ValueError on all of them where it cannot be read."""
+    shar: Shar | ValueError | None = None
+    if ranks.is_first:
+        try:
+            shar = Shar.open(Path(directory))
+        except ValueError as error:  # the others must hear of it before anyone leaves
+            shar = error
+    found: Shar | ValueError = ranks.from_first(shar)
+    if isinstance(found, ValueError):
+        raise found
+    return found
+
+
+class SharStream:
+    """The endless steps of this rank."""
+
+    def __init__(
+        self,
+        shar: Shar,
+        make_sample: MakeSample,
+        plan: PlanConfig,
+        *,
+        dummy: Sample,
+        sample_rate_hz: int,
+        config: LoaderConfig,
+        ranks: Ranks,
+        seed: int,
+        accept_data: bool = False,
+    ) -> None:
+        """`seed`: the link's. ValueError for more readers than shards, and for cuts that the plan refuses."""
+        check_dp_size(ranks.dp_size, micro_batches_per_step=plan.micro_batches_per_step)
+        if plan.over_budget == "crop":
+            raise ValueError("plan.over_budget=crop: data.order=randomized crops nothing; use skip, alone or error")
+        workers = max(1, config.num_workers)
+        self.num_readers = ranks.dp_size * workers
+        if self.num_readers > len(shar.shards):
+            raise ValueError(
+                f"data.train={shar} has {len(shar.shards)} shards for {self.num_readers} readers (dp size "
+                f"{ranks.dp_size} x loader.num_workers={config.num_workers}), and each needs one of its own; "
+                f"{_advice(len(shar.shards), ranks.dp_size)}"
+            )
+        self._admitted = admit(Source(shar.directory.name, shar.durations_s), plan)
+        self._shar, self._plan, self._config, self._ranks = shar, plan, config, ranks
+        self._make_sample, self._dummy, self._rate_hz = make_sample, dummy, sample_rate_hz
+        self._seed, self._accept_data = seed, accept_data
+        self._first_reader = ranks.dp_rank * workers
+        self.num_examples = self._admitted.num
+        self.fingerprint = f"shar {len(shar.shards)} {len(shar.durations_s)} {self._admitted.checksum:08x}"
+
+    def describe(self) -> list[str]:
+        found = self._admitted
+        num_shards = len(self._shar.shards)
+        line = f"shar {self._shar}: {found.num:,} cuts = {found.audio_s / 3600:,.1f} h in {num_shards} shards"
+        if found.num_too_short:
+            line += f"; {found.num_too_short:,} shorter than {self._plan.min_cut_s:g} s skipped"
+        if found.num_over_budget:
+            verb = "skipped" if self._plan.over_budget == "skip" else "put alone"
+            line += f"; {found.num_over_budget:,} longer than {self._plan.allowed_s:g} s {verb}"
+        buffer = min(BUFFER_CUTS, self._plan.chunk_draws)
+        return [line, f"data.order=randomized: {self.num_readers} readers, each mixes at most {buffer:,} cuts"]
+
+    def steps(self, position: Mapping[str, Any] | None = None) -> Iterator[Step]:
+        """A new order, whatever `position` says but for how far the run is. All ranks together.
+
+        ValueError where the run was trained on other data or in exact order so far, unless that is accepted; and where
+        the ranks do not share the data as they must.
+        """
+        segment, num_steps, num_examples = self._begin(position)
+        check_same(self._ranks, self._seed, name="the seed of the link")
+        check_same(self._ranks, num_steps, name="the step that the link begins at")
+        logger.info("data.order=randomized: a new order begins, of link seed %d at step %d", self._seed, num_steps)
+        dataset = SharBatches(
+            self._shar,
+            self._make_sample,
+            self._dummy,
+            self._rate_hz,
+            self._plan,
+            seed=key64(self._seed, "shar", num_steps),
+            first_reader=self._first_reader,
+            num_readers=self.num_readers,
+        )
+        batches = iter(load(dataset, config=self._config, ranks=self._ranks))
+        own = self._plan.micro_batches_per_step // self._ranks.dp_size
+        for number in count(1):
+            step = [next(batches) for _ in range(own)]
+            ids = [one for batch in step for one in (*batch.sample_ids, *(bad.sample_id for bad in batch.bad))]
+            if number <= CHECKED_STEPS:
+                check_shares(self._ranks, ids, step=number)
+            num_examples += len(ids) * self._ranks.dp_size
+            place = {
+                "order": "randomized",
+                "link_seed": self._seed,
+                "steps": num_steps + number,
+                "examples": num_examples,  # about: this rank's, times dp ranks
+                "plan": {"segment": segment, "chunk": 0, "offset": 0},  # from where an exact order would go on
+                "fingerprint": self.fingerprint,
+            }
+            yield Step(step, place, num_examples / self.num_examples)
+
+    def _begin(self, position: Mapping[str, Any] | None) -> tuple[int, int, int]:
+        """(segment, steps, examples) of the run so far."""
+        if position is None:
+            return 0, 0, 0
+        if position["fingerprint"] != self.fingerprint and not self._accept_data:
+            before = "other data" if position.get("order") == "randomized" else "data.order=exact"
+            raise ValueError(
+                f"data: this run was trained on {before} so far; restore that, start a new run, or go on with "
+                f"{self._shar} by run.accept_data=true"
+            )
+        return position["plan"]["segment"], position.get("steps", 0), position.get("examples", 0)
+
+
+def _advice(num_shards: int, dp_size: int) -> str:
+    fewer = num_shards // dp_size
+    smaller = "make smaller shards (python -m manifests.shar --shard-size)"
+    return f"set loader.num_workers to at most {fewer}, or {smaller}" if fewer else smaller

@@ -1,0 +1,189 @@
+"""A run: its configuration, and how a link of it begins and ends.
+
+`run_job(config, body)` is the whole of a job around the recipe's own code: join the ranks, take the lease, compare the
+configuration with the one the run began with, call `body(run)`, and turn what happened into an exit code.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal, Protocol
+
+import yaml
+
+from core import distributed
+from core.checkpoint.store import CheckpointConfig, CheckpointStore
+from core.config.load import diff, load, to_dict, to_yaml
+from core.config.schema import ConfigError, section
+from core.distributed import Ranks
+from core.job.context import write_run_context
+from core.job.errors import described, exit_code_of
+from core.job.link import Link, restart_command
+from core.job.rank_files import RankFile
+from core.job.stop import StopConfig, StopSignal
+from core.job.watchdog import Watchdog
+from core.optim.optim import OptimConfig
+from core.report.loggers import LoggerConfig
+from core.rundir.files import (
+    CHECKPOINTS,
+    CONFIG,
+    DONE,
+    ExitCode,
+    deadline_from_environment,
+    runs_root,
+    slurm_job,
+    write_whole,
+)
+from core.timing.phases import Phases
+from core.train.settings import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+FIXED = ("run.seed", "model.", "data.", "plan.", "pretrained.", "predecessor")  # else it is another run
+
+
+@section
+class RunConfig:
+    """Which run, and how this link of it is to be watched.
+
+    `link_steps`: end each link after so many steps (exit code 75). `record_samples`: write the sample ids of each step
+    to samples.jsonl. `accept_data`: the `data` section may differ from the one the run began with; it goes on with the
+    new data as a new segment of the plan. `debug`: four steps with anomaly detection. `profile`: a trace of a few steps
+    under profile/.
+    """
+
+    name: str
+    seed: int = 42
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    link_steps: int | None = None
+    record_samples: bool = False
+    accept_data: bool = False
+    debug: bool = False
+    profile: bool = False
+
+
+class RecipeConfig(Protocol):
+    """The sections that every recipe's configuration has."""
+
+    @property
+    def run(self) -> RunConfig: ...
+    @property
+    def train(self) -> TrainConfig: ...
+    @property
+    def optim(self) -> OptimConfig: ...
+    @property
+    def checkpoint(self) -> CheckpointConfig: ...
+    @property
+    def stop(self) -> StopConfig: ...
+    @property
+    def loggers(self) -> LoggerConfig: ...
+
+
+@dataclass(frozen=True)
+class Run:
+    """One link of a run, on one rank."""
+
+    directory: Path
+    config: RecipeConfig
+    ranks: Ranks
+    token: int
+    link: int
+    stop: StopSignal
+    checkpoints: CheckpointStore
+    phases: Phases
+
+    @property
+    def seed(self) -> int:
+        return self.config.run.seed
+
+    def stops(self, piece_s: float) -> bool:
+        """Whether any rank wants to stop, after a piece of work of so many seconds; called by all ranks together."""
+        self.stop.observe(step_s=piece_s)
+        return self.ranks.any(self.stop.reason is not None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a link ended: `finished` when the last step of the run is done, else why it stopped."""
+
+    step: int
+    finished: bool
+    reason: str
+
+
+def run_job(config: RecipeConfig, body: Callable[[Run], Outcome]) -> int:
+    """Run one link and return its exit code; the ledger gets it too, with the reason in words."""
+    directory = runs_root() / config.run.name
+    rank, _, world_size = distributed.place()
+    _start_log(rank)
+    if (directory / DONE).exists():
+        logger.info("%s is done: nothing to do", directory)
+        return ExitCode.DONE
+    os.umask(0o077)
+    is_first = rank == 0 or slurm_job() is None  # in SLURM rank 0 alone hears of a changed time limit
+    stop = StopSignal(config.stop, deadline=deadline_from_environment() if is_first else None)
+    stop.install()
+    if rank == 0 and (job := slurm_job()) is not None:
+        stop.follow(job)
+    link = Link(directory)
+    file: RankFile | None = None
+    step: int | None = None
+    try:
+        with distributed.joined(device=config.run.device) as ranks:
+            link.begin(ranks)
+            changed = ranks.from_first(_compare_config(directory, config) if ranks.is_first else None)
+            if changed is not None:
+                raise changed
+            store = CheckpointStore(directory / CHECKPOINTS, config.checkpoint, ranks=ranks, token=link.token)
+            if ranks.is_first:
+                link.record_start(step=store.newest_step() or 0)
+                write_run_context(directory, to_dict(config), ranks=ranks, link=link.number)
+            phases = link.phases = Phases(ranks.device, window=config.train.timing.window)
+            run = Run(directory, config, ranks, link.token, link.number, stop, store, phases)
+            file = RankFile(link.rank_files, phases, rank=rank, token=link.token)
+            limits = config.train.watchdog
+            hung = partial(link.end, ExitCode.HANG)
+            with file, Watchdog(limits, phases, file, world_size=world_size, on_hang=hung):
+                outcome = body(run)
+            code = ExitCode.DONE if outcome.finished else ExitCode.CONTINUE
+            reason, step = outcome.reason, outcome.step
+    except (Exception, KeyboardInterrupt) as error:
+        code, reason = exit_code_of(error), described(error)
+        logger.error("%s", error, exc_info=code == ExitCode.BUG and isinstance(error, Exception))
+        if file is not None and code == ExitCode.BUG:
+            code, reason = file.root_cause(code, reason)
+            logger.error("%s", reason)
+    code = link.end(code, reason, step=step)
+    command = restart_command(world_size) if link.token and code in (ExitCode.CONTINUE, ExitCode.STORAGE) else None
+    if command is not None:
+        logger.info("to go on from the last checkpoint, in %s: %s", Path.cwd(), command)
+    return code
+
+
+def _compare_config(directory: Path, config: RecipeConfig) -> ConfigError | None:
+    """Save the configuration of a new run; refuse what would make another run of an old one, log other changes."""
+    path = directory / CONFIG
+    if path.exists():
+        try:
+            began = to_dict(load(type(config), path))  # a key that there was not yet has its default
+        except ConfigError:
+            began = yaml.safe_load(path.read_text(encoding="utf-8"))
+        changes = diff(began, to_dict(config))
+        fixed = [key for key in FIXED if not (key == "data." and config.run.accept_data)]
+        if fatal := [change for change in changes if change.startswith(tuple(fixed))]:
+            advice = "restore them, or start another run with run.name=... (run.accept_data=true: other data, this run)"
+            return ConfigError([f"{path}: the run began with other values; {advice}", *fatal])
+        for change in changes:
+            logger.info("changed since the last link: %s", change)
+    write_whole(path, to_yaml(config))
+    return None
+
+
+def _start_log(rank: int) -> None:
+    level = logging.INFO if rank == 0 else logging.WARNING
+    prefix = "" if rank == 0 else f"rank {rank}: "
+    logging.basicConfig(level=level, format=f"{prefix}%(message)s", stream=sys.stdout, force=True)

@@ -1,0 +1,77 @@
+"""The curves of several runs in one picture:
+
+python -m core.report.comparison runs/comparison.png runs/one runs/other
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from core.report.picture import curve, thinned
+from core.rundir.files import METRICS
+from core.rundir.metrics_log import read_metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Records = Sequence[Mapping[str, Any]]
+MOST_PANELS = 6
+
+
+def panels(runs: Mapping[str, Records]) -> list[tuple[str, str]]:
+    """(phase, name) of what is drawn: the loss, then every validation metric that two runs or more have, then speed."""
+    counts: dict[str, int] = {}
+    for records in runs.values():
+        for name in {name for record in records if record["phase"] == "valid" for name in record}:
+            if name.startswith("valid_"):
+                counts[name] = counts.get(name, 0) + 1
+    shared = sorted(name for name, count in counts.items() if count > 1)
+    chosen = [("valid", name) for name in shared][: MOST_PANELS - 2]
+    return [("train", "loss"), *chosen, ("train", "audio_s_per_s")]
+
+
+def draw(runs: Mapping[str, Records]) -> bytes:
+    """A PNG with one panel a metric and one line a run."""
+    from matplotlib import colormaps, rc_context
+    from matplotlib.figure import Figure
+
+    chosen = panels(runs)
+    with rc_context({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}):
+        width = min(3, len(chosen))
+        height = -(-len(chosen) // width)
+        figure = Figure(figsize=(5 * width, 4 * height + 0.6), dpi=110, layout="constrained")
+        axes = figure.subplots(height, width, squeeze=False).flatten()
+        colors = colormaps["tab10" if len(runs) <= 10 else "turbo"]
+        for ax, (phase, name) in zip(axes, chosen, strict=False):
+            for number, (label, records) in enumerate(runs.items()):
+                color = colors(number if len(runs) <= 10 else number / (len(runs) - 1))
+                _line(ax, records, name, phase=phase, color=color, label=label)
+            ax.set_title(f"{name.removeprefix('valid_')} ({'validation' if phase == 'valid' else 'training'})")
+            ax.set_xlabel("step")
+        for ax in axes[len(chosen) :]:
+            ax.set_visible(False)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+        image = BytesIO()
+        figure.savefig(image, format="png")
+    return image.getvalue()
+
+
+def _line(ax: "Axes", records: Records, name: str, *, phase: str, color: Any, label: str) -> None:
+    steps, values = thinned(*curve(records, name, phase=phase))
+    marker = "o" if phase == "valid" else ""
+    ax.plot(steps, values, color=color, linewidth=1.5, marker=marker, markersize=3, label=label)
+
+
+def main(words: Sequence[str]) -> int:
+    picture, *directories = map(Path, words)
+    runs = {directory.name: read_metrics(directory / METRICS) for directory in directories}
+    temporary = picture.with_name(f".{picture.name}.new")
+    temporary.write_bytes(draw(runs))
+    temporary.replace(picture)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

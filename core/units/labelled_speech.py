@@ -1,0 +1,95 @@
+"""The corpus of masked prediction: manifests of speech, and the label stores that `prepare` made of them.
+
+corpus = LabelledSpeech.open(config.data)
+stores = corpus.stores(num_clusters=100, features="mfcc:torchaudio", layer=None)      # refused if they are others
+dataset = corpus.training_set(stores, grid=grid, seed=seed)
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.config.schema import section
+from core.data.index import ManifestIndex
+from core.data.sources import TrainingSource, open_sources
+from core.rundir.files import runs_root
+from core.samplers.rules import Shapes
+from core.speech.channel import Channel, ChannelConfig
+from core.speech.masking import MaskConfig
+from core.units.frame_labels import FrameGrid
+from core.units.label_store import LabelStore, manifest_print
+from core.units.labelling import LABELS
+from core.units.masked_speech import CropConfig, MaskedSpeech
+
+
+@section
+class LabelledSpeechConfig:
+    """`train`: a manifest or a blend, `valid`: a manifest. `labels`: the run that prepared them, by its name under
+    `runs/` or its directory; any folder with label stores `labels/MANIFEST` will do. `channel`: what each training crop
+    is heard through, with the labels of the clean one; null: nothing."""
+
+    train: str
+    valid: str
+    labels: str
+    crop: CropConfig = field(default_factory=CropConfig)
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    channel: ChannelConfig | None = None
+
+
+@dataclass(frozen=True)
+class LabelledSpeech:
+    """The manifests of a run."""
+
+    config: LabelledSpeechConfig
+    sources: list[TrainingSource]
+    valid: ManifestIndex
+
+    @classmethod
+    def open(cls, config: LabelledSpeechConfig) -> "LabelledSpeech":
+        """ValueError for a manifest that is missing, and for one that is trained and validated on."""
+        sources, valid = open_sources(Path(config.train)), ManifestIndex.open(Path(config.valid))
+        if valid.manifest.stem in (source.name for source in sources):
+            raise ValueError(f"data.valid={config.valid}: a training source has the name {valid.manifest.stem}, too")
+        return cls(config, sources, valid)
+
+    @property
+    def indexes(self) -> Mapping[str, ManifestIndex]:
+        """All manifests by name; those to train on first."""
+        return {source.name: source.manifest for source in self.sources} | {self.valid.manifest.stem: self.valid}
+
+    @property
+    def training_indexes(self) -> list[ManifestIndex]:
+        return [source.manifest for source in self.sources]
+
+    def stores(self, **expected: Any) -> list[LabelStore]:
+        """The labels of each of `indexes`; ValueError where their cards contradict `expected` or the manifests."""
+        folder = runs_root() / self.config.labels / LABELS
+        return [
+            LabelStore.open(folder / name, manifest=manifest_print(index), **expected)
+            for name, index in self.indexes.items()
+        ]
+
+    def training_set(
+        self, stores: list[LabelStore], *, grid: FrameGrid, seed: int, shapes: Shapes | None = None
+    ) -> MaskedSpeech:
+        """`shapes`: those of the plan, `plan.shapes`."""
+        crop, mask, channel = self.config.crop, self.config.mask, self.config.channel
+        through = None if channel is None else Channel(channel, grid.sample_rate_hz)
+        return MaskedSpeech(
+            self.training_indexes, stores[:-1], grid, crop, mask, seed=seed, channel=through, shapes=shapes
+        )
+
+    def validation_set(
+        self, stores: list[LabelStore], *, grid: FrameGrid, seed: int, shapes: Shapes | None = None
+    ) -> MaskedSpeech:
+        """With the same crops and masks each time."""
+        crop, mask = self.config.crop, self.config.mask
+        return MaskedSpeech([self.valid], stores[-1:], grid, crop, mask, seed=seed, shapes=shapes)
+
+
+def most_frequent_label(stores: list[LabelStore]) -> int:
+    """Of the training labels: what a model that hears nothing would guess."""
+    return int(np.sum([store.counts() for store in stores[:-1]], axis=0).argmax())

@@ -1,0 +1,180 @@
+"""One link at work on this machine: its log shown live, its time limit kept, a stop handed on, its end understood."""
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from core.rundir.files import EXIT_WORDS, ExitCode, record_link
+from core.rundir.ledger import describe_exit, holder, is_alive, newest_step, read_links
+from launchers.chain.submission import Run, debug_here, start_here
+from launchers.chain.verdict import Outcome
+from launchers.show.log_tail import LogTail
+
+POLL_S = 0.2
+LARGEST_MARGIN_S = 60.0
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StopRequests:
+    """Counts the Ctrl-C (or TERM, or HUP) that the launcher gets, instead of dying of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequests":
+        self._before = {number: signal.signal(number, self._note) for number in STOPS}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
+
+
+class LocalLink:
+    """A link of `run` that was started here."""
+
+    def __init__(self, run: Run, link: int) -> None:
+        self._run, self.link = run, link
+        self._resume_from = newest_step(run.directory)
+        self._job = start_here(run, link)
+        self.job_id = str(self._job.job_id)
+        self.log = Path(self._job.paths.stdout)
+        self._controller = int(self.job_id)  # process, process group and session of the link
+        self._started = time.monotonic()
+
+    def wait(self, stops: StopRequests) -> Outcome:
+        """Follow the link to its end, and see to it that the ledger tells that end."""
+        tail = LogTail(self.log)
+        limit_s = self._run.header.time_limit_s
+        margin_s = 0.0 if limit_s is None else min(LARGEST_MARGIN_S, limit_s / 10)
+        answered, is_warned, is_killed = stops.count, False, False
+        while not self._is_over():
+            tail.pump()
+            elapsed_s = time.monotonic() - self._started
+            if stops.count > answered:
+                answered += 1
+                is_killed = self._answer(answered) or is_killed
+            if limit_s is not None and not is_warned and elapsed_s > limit_s - margin_s:
+                is_warned = True
+                self._ask_to_stop(f"--time={self._run.header.options['time']} is nearly over")
+            if limit_s is not None and not is_killed and elapsed_s > limit_s:
+                is_killed = True
+                self._kill(f"--time={self._run.header.options['time']} is over")
+            time.sleep(POLL_S)
+        tail.pump(last=True)
+        return self._outcome()
+
+    def _is_over(self) -> bool:
+        """The job has ended, and with it every process that it started (a shell may die before its ranks)."""
+        return bool(self._job.done()) and not _session_is_alive(self._controller)
+
+    def _answer(self, count: int) -> bool:
+        """The first stop request asks the link to save, the second warns, the third kills. True if it killed."""
+        if count == 1:
+            self._ask_to_stop("stop requested")
+        elif count == 2:
+            _say(f"link {self.link} is still saving; once more kills it, and the steps since its last checkpoint")
+        else:
+            self._kill("killed on request")
+        return count > 2
+
+    def _ask_to_stop(self, why: str) -> None:
+        """Signal rank 0 alone: the ranks vote, save and leave together, and torchrun would kill the others."""
+        _say(f"{why}: asking link {self.link} to save and stop")
+        rank_0 = self._rank_0()
+        if rank_0 is not None:
+            os.kill(rank_0, signal.SIGTERM)
+        else:  # nothing has been trained yet
+            _signal_group(self._controller, signal.SIGTERM)
+
+    def _rank_0(self) -> int | None:
+        """The process that writes this link's records, if it is at work."""
+        started = next((one.started for one in read_links(self._run.directory) if one.number == self.link), {})
+        for record in (holder(self._run.directory) or {}, started):
+            pid = record.get("pid")
+            if record.get("host") == socket.gethostname() and isinstance(pid, int) and is_alive(pid):
+                return pid
+        return None
+
+    def _kill(self, why: str) -> None:
+        _say(f"{why}: killing link {self.link}")
+        for pid in _session(self._controller):
+            os.kill(pid, signal.SIGKILL)
+
+    def _outcome(self) -> Outcome:
+        directory = self._run.directory
+        ledger = next((one for one in read_links(directory) if one.number == self.link), None)
+        if ledger is None or not ledger.ended:
+            code = self._exit_code()
+            reason = EXIT_WORDS.get(code, describe_exit(code))
+            ran = code != ExitCode.LEASE
+            record_link(directory, event="ended", link=self.link, exit_code=code, reason=reason, step=None, ran=ran)
+            ledger = next(one for one in read_links(directory) if one.number == self.link)
+        return Outcome(
+            link=self.link,
+            exit_code=ledger.exit_code,
+            words=ledger.outcome,
+            resume_from=self._resume_from,
+            resume_at=newest_step(directory),
+            last_step=ledger.step,
+        )
+
+    def _exit_code(self) -> int:
+        """The exit code of the .sub file; a link that died without leaving one was killed."""
+        if not self._job.paths.result_pickle.exists():
+            return -signal.SIGKILL
+        return int(self._job.result().returncode)
+
+
+class DebugLink(LocalLink):
+    """A link in this very terminal, by submitit's debug executor: no log, no time limit, Ctrl-C goes to it directly."""
+
+    def __init__(self, run: Run, link: int) -> None:
+        self._run, self.link = run, link
+        self._resume_from = newest_step(run.directory)
+        self._job = debug_here(run, link)
+        self.job_id = str(self._job.job_id)
+        self.log = Path(self._job.paths.stdout)
+
+    def wait(self, stops: StopRequests) -> Outcome:
+        self._code = int(self._job.result().returncode)
+        return self._outcome()
+
+    def _exit_code(self) -> int:
+        return self._code
+
+
+def _say(text: str) -> None:
+    print(f"baton: {text}", flush=True)
+
+
+def _session(session: int) -> list[int]:
+    """The living processes of a session."""
+    import psutil
+
+    found = []
+    for pid in psutil.pids():
+        try:
+            if os.getsid(pid) == session and is_alive(pid):
+                found.append(pid)
+        except OSError:
+            continue  # ended meanwhile
+    return found
+
+
+def _session_is_alive(session: int) -> bool:
+    return bool(_session(session))
+
+
+def _signal_group(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, number)

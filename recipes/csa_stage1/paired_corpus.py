@@ -1,0 +1,128 @@
+"""The corpus of contrastive training: manifests of clips with their texts, and how they become pairs.
+
+corpus = PairedCorpus.open(config.data, run.directory, ranks=run.ranks)
+plan = corpus.training_plan(config.plan, seed=run.seed)
+stream = TrainStream(plan, corpus.training_set(seed=run.seed), config=config.loader, ranks=run.ranks)
+batches = evaluation_batches(
+    corpus.evaluation_plan("valid", config.plan, seed=run.seed), corpus.evaluation_set("valid", seed=run.seed), ...
+)
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from core.config.schema import section
+from core.data.index import ManifestIndex
+from core.data.pcm_cache import PcmCache
+from core.data.sources import TrainingSource, open_sources
+from core.distributed import Ranks
+from core.recognition.asr_corpus import kept_vocabulary
+from core.samplers.blend import Draws
+from core.samplers.plan import EvaluationPlan, Plan, PlanConfig, Source
+from core.text.tokenization import Tokenizer, TokenizerConfig, open_tokenizer
+from core.text.words import words_of
+from recipes.csa_stage1.paired_speech import PairConfig, PairedSpeech, language_of
+from recipes.csa_stage1.word_crops import CropLaw, WordCropConfig
+
+Split = Literal["valid", "test"]
+
+_LENGTH_CLIPS = 5_000
+
+
+@section
+class PairedCorpusConfig:
+    """`train`: a manifest or a blend; `valid`, `test`: manifests. `evaluate`: whole clips, or one crop of each, always
+    the same. `pcm_cache`: read samples from the caches that `prepare` put beside the manifests."""
+
+    train: str
+    valid: str
+    test: str
+    tokenizer: TokenizerConfig
+    crop: WordCropConfig | None = field(default_factory=WordCropConfig)  # null: whole clips
+    evaluate: Literal["whole", "crop"] = "whole"
+    pairs: PairConfig = field(default_factory=PairConfig)
+    pcm_cache: bool = False
+
+    def __post_init__(self) -> None:
+        if self.tokenizer.kind == "characters" and self.pairs.text == "written":
+            raise ValueError("pairs.text=written must be spoken with tokenizer.kind=characters")
+        if self.evaluate == "crop" and self.crop is None:
+            raise ValueError("evaluate=crop needs crop: with crop=null clips are whole")
+
+
+@dataclass(frozen=True)
+class PairedCorpus:
+    """The manifests of a run."""
+
+    config: PairedCorpusConfig
+    sources: list[TrainingSource]
+    valid: ManifestIndex
+    test: ManifestIndex
+    tokenizer: Tokenizer
+
+    @classmethod
+    def open(cls, config: PairedCorpusConfig, directory: Path, *, ranks: Ranks) -> "PairedCorpus":
+        """`directory`: of the run, which keeps the characters that are learned with such a tokenizer.
+
+        All ranks together. ValueError for what is missing.
+        """
+        sources = open_sources(Path(config.train))
+        valid, test = (ManifestIndex.open(Path(path)) for path in (config.valid, config.test))
+        vocabulary = None
+        if config.tokenizer.kind == "characters":
+            vocabulary = kept_vocabulary(directory, [source.manifest for source in sources], ranks=ranks)
+        return cls(config, sources, valid, test, open_tokenizer(config.tokenizer, vocabulary=vocabulary))
+
+    def training_plan(self, config: PlanConfig, *, seed: int) -> Plan:
+        law = self._law(seed)
+        lengths = None if law is None else law.lengths_s
+        return Plan([source.planned for source in self.sources], config, seed=seed, lengths=lengths)
+
+    def training_set(self, *, seed: int) -> PairedSpeech:
+        return self._dataset([source.manifest for source in self.sources], self._law(seed))
+
+    def evaluation_plan(self, split: Split, config: PlanConfig, *, seed: int) -> EvaluationPlan:
+        """Of every clip of a split once; `config`: its limits on a batch."""
+        index, law = self.index(split), self._evaluation_law(seed)
+        durations_s = index.durations_s
+        if law is not None:
+            zero = np.zeros(len(index), np.int64)
+            durations_s = law.lengths_s(Draws(zero, zero, np.arange(len(index)), durations_s, False), segment=0)
+        return EvaluationPlan(Source(split, durations_s), config)
+
+    def evaluation_set(self, split: Split, *, seed: int) -> PairedSpeech:
+        return self._dataset([self.index(split)], self._evaluation_law(seed))
+
+    def training_lengths(self) -> tuple[np.ndarray, np.ndarray]:
+        """Duration (N,) in seconds and number of characters (N,) of some whole clips, evenly spread over the sources:
+        what a baseline that only knows lengths is fitted to."""
+        durations_s, num_chars = [], []
+        most = max(1, _LENGTH_CLIPS // len(self.sources))
+        for index in (source.manifest for source in self.sources):
+            for row in np.linspace(0, len(index) - 1, min(len(index), most)).astype(int):
+                record = index.record(int(row))
+                text = self.config.pairs.text_of(" ".join(words_of(record).texts), language=language_of(record))
+                if text:
+                    durations_s.append(record["duration"])
+                    num_chars.append(len(text))
+        return np.array(durations_s), np.array(num_chars)
+
+    def index(self, split: Split) -> ManifestIndex:
+        return {"valid": self.valid, "test": self.test}[split]
+
+    def _law(self, seed: int) -> CropLaw | None:
+        return None if self.config.crop is None else CropLaw(self.config.crop, seed)
+
+    def _evaluation_law(self, seed: int) -> CropLaw | None:
+        return self._law(seed) if self.config.evaluate == "crop" else None
+
+    def _dataset(self, indexes: Sequence[ManifestIndex], law: CropLaw | None) -> PairedSpeech:
+        caches: Iterable[PcmCache | None] = (
+            PcmCache.open(index) if self.config.pcm_cache else None for index in indexes
+        )
+        tokenizer, config = self.config.tokenizer, self.config
+        return PairedSpeech(indexes, list(caches), config.pairs, law, self.tokenizer, tokenizer.max_tokens)
