@@ -59,9 +59,10 @@ class MaskedBatch:
     masked_frames: Tensor  # (R, K) int64, ascending
     sample_ids: list[str]
     num_targets: int
-    audio_s: float
-    padded_audio_s: float
+    length: float
+    padded_length: float
     bad: list[BadSample] = field(default_factory=list)
+    unit: str = "s"
     dropped_layers: tuple[int, ...] = ()
 
     @property
@@ -189,8 +190,8 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
             masked_frames=torch.from_numpy(masked),
             sample_ids=[row.sample_id for row in rows],
             num_targets=masked.size,
-            audio_s=sum(len(row.samples) for row in rows) / rate_hz,
-            padded_audio_s=audio.size / rate_hz if rows else 0.0,
+            length=sum(len(row.samples) for row in rows) / rate_hz,
+            padded_length=audio.size / rate_hz if rows else 0.0,
             bad=bad,
         )
 
