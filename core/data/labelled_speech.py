@@ -22,7 +22,7 @@ from core.data.masked_speech import CropConfig, MaskedSpeech
 from core.data.masking import MaskConfig
 from core.data.sources import TrainingSource, open_sources
 from core.runfiles import runs_root
-from core.samplers.rules import Shapes
+from core.samplers.budget import Shapes
 
 
 @section

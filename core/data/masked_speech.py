@@ -22,8 +22,8 @@ from core.data.index import ManifestIndex
 from core.data.label_store import LabelStore
 from core.data.masking import MaskConfig, span_mask
 from core.data.reading import BadSample, read_cut
+from core.samplers.budget import ROUNDING, Shapes
 from core.samplers.plan import Draw
-from core.samplers.rules import ROUNDING, Shapes
 from core.seeding import generator
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
         """Rows and frames of the batch of clips with so many frames (R,)."""
         if self.shapes is None:
             return max(1, len(num_frames)), int(num_frames.max(initial=self.mask.length))
-        num_samples = self.shapes.upper_s * ROUNDING * self.grid.sample_rate_hz
+        num_samples = self.shapes.upper * ROUNDING * self.grid.sample_rate_hz
         lengths = [self.grid.num_frames(int(most)) for most in num_samples]
         number = int(np.searchsorted(lengths, num_frames.max(initial=0)))
         num_rows = int(self.shapes.num_rows[number])

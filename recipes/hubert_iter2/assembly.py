@@ -20,7 +20,7 @@ from core.models.hubert_config import HubertConfig
 from core.optim import OptimConfig
 from core.parallel.engine import ParallelConfig
 from core.runfiles import runs_root
-from core.samplers.shapes import ShapedPlanConfig
+from core.samplers.settings import ShapedPlanConfig
 from core.train.checkpoint import CheckpointConfig
 from core.train.loggers import LoggerConfig
 from core.train.run import RunConfig

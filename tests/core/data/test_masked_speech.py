@@ -27,8 +27,8 @@ from core.losses.masked_prediction import (
 )
 from core.models.hubert import HubertPretraining
 from core.models.hubert_config import HubertConfig
+from core.samplers.budget import Shapes
 from core.samplers.plan import Draw, Plan, PlanConfig, Source
-from core.samplers.rules import Shapes
 from recipes.hubert_iter1.assembly import Config
 
 DEMO = Path(__file__).parents[3] / "manifests" / "demo"
