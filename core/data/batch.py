@@ -35,9 +35,10 @@ class Batch:
     target_lengths: Tensor  # (B,) int64
     sample_ids: list[str]
     num_targets: int
-    audio_s: float  # of the examples
-    padded_audio_s: float  # with padding
+    length: float  # of the examples
+    padded_length: float  # with padding
     bad: list[BadSample] = field(default_factory=list)
+    unit: str = "s"
 
     def to(self, device: torch.device) -> Self:
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()})
@@ -64,7 +65,7 @@ def collate(samples: Sequence[Sample], *, bad: Sequence[BadSample] = (), dummy: 
         target_lengths=target_lengths,
         sample_ids=[row.sample_id for row in samples],
         num_targets=sum(row.num_targets for row in samples),
-        audio_s=sum(row.audio_s for row in samples),
-        padded_audio_s=longest_s * len(samples),
+        length=sum(row.audio_s for row in samples),
+        padded_length=longest_s * len(samples),
         bad=list(bad),
     )

@@ -59,7 +59,7 @@ class TrainStream:
 
         `accept_data`: a run that was trained on other manifests goes on with these, as a new segment of the plan.
         """
-        self.micro_batches_per_step = plan.config.micro_batches_per_step
+        self.micro_batches_per_step = plan.rules.micro_batches_per_step
         check_dp_size(ranks.dp_size, micro_batches_per_step=self.micro_batches_per_step)
         self._plan, self._dataset, self._config, self._ranks = plan, dataset, config, ranks
         self._accept_data = accept_data

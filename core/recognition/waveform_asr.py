@@ -138,7 +138,7 @@ class WaveformCorpus:
             examples.dummy(),
             SAMPLE_RATE_HZ,
             seed=seed,
-            allowed_s=plan.allowed_s,
+            allowed_s=plan.crop_length,
             output_lengths=output_lengths,
             num_channels=num_channels,
             time_mask=self.config.time_mask,

@@ -6,10 +6,11 @@ python -m core.report.comparison runs/comparison.png runs/one runs/other
 import sys
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.report.picture import curve, thinned
+from core.report.picture import curve, thinned, throughput
 from core.rundir.files import METRICS
 from core.rundir.metrics_log import read_metrics
 
@@ -29,7 +30,8 @@ def panels(runs: Mapping[str, Records]) -> list[tuple[str, str]]:
                 counts[name] = counts.get(name, 0) + 1
     shared = sorted(name for name, count in counts.items() if count > 1)
     chosen = [("valid", name) for name in shared][: MOST_PANELS - 2]
-    return [("train", "loss"), *chosen, ("train", "audio_s_per_s")]
+    speed, _ = throughput(chain.from_iterable(runs.values()))
+    return [("train", "loss"), *chosen, ("train", speed)]
 
 
 def draw(runs: Mapping[str, Records]) -> bytes:

@@ -1,6 +1,6 @@
 """The picture of a run: losses, error rates, speed and health over the steps, with the links marked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -47,7 +47,8 @@ def draw(records: Sequence[Record], *, heading: tuple[str, str] | None = None) -
         _draw_losses(axes[0], records)
         rates = {name: _label(name) for name in _valid_names(records, "wer") + _valid_names(records, "cer")}
         _draw_curves(axes[1], records, rates, title="Validation error rate", phase="valid", percent=True)
-        _draw_curves(axes[2], records, {"audio_s_per_s": ""}, title="Throughput (audio s/s)")
+        name, unit = throughput(records)
+        _draw_curves(axes[2], records, {name: ""}, title=f"Throughput ({unit})")
         _draw_curves(axes[3], records, {"lr": ""}, title="Learning rate")
         _draw_curves(axes[4], records, {"grad_norm": ""}, title="Gradient norm", log=True)
         shares = {"mfu": "MFU", "padding_share": "padding", "data_wait_share": "waiting for data"}
@@ -57,6 +58,12 @@ def draw(records: Sequence[Record], *, heading: tuple[str, str] | None = None) -
         image = BytesIO()
         figure.savefig(image, format="png")
     return image.getvalue()
+
+
+def throughput(records: Iterable[Record]) -> tuple[str, str]:
+    """Return the metric that says how fast a run went through its data, and its unit: tokens where it counted them."""
+    has_tokens = any("tokens_per_s" in record for record in records)
+    return ("tokens_per_s", "tokens/s") if has_tokens else ("audio_s_per_s", "audio s/s")
 
 
 def curve(records: Sequence[Record], name: str, *, phase: str) -> tuple[np.ndarray, np.ndarray]:

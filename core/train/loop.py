@@ -244,14 +244,16 @@ def _record_samples(run: Run, step: Step, *, number: int) -> None:
 
 
 def _speed(run: Run, step: Step, times: StepTimes, flops: Flops | None) -> Mapping[str, tuple[Any, Any]]:
+    """Return how fast the step was, as sums to log."""
     if run.ranks.tp_rank:
         return {}
     counted = [flops(batch) for batch in step.batches if batch.sample_ids] if flops is not None else []
     return step_metrics(
         step_s=times.total_s,
         data_wait_s=times.wait_s,
-        audio_s=sum(batch.audio_s for batch in step.batches),
-        padded_audio_s=sum(batch.padded_audio_s for batch in step.batches),
+        length=sum(batch.length for batch in step.batches),
+        padded_length=sum(batch.padded_length for batch in step.batches),
+        unit=step.batches[0].unit,
         num_targets=sum(batch.num_targets for batch in step.batches),
         dp_size=run.ranks.dp_size,
         tp_size=run.ranks.tp_size,

@@ -71,27 +71,29 @@ def step_metrics(
     *,
     step_s: float,
     data_wait_s: float,
-    audio_s: float,
-    padded_audio_s: float,
+    length: float,
+    padded_length: float,
     num_targets: float,
     dp_size: int,
+    unit: str = "s",
     tp_size: int = 1,
     model_flops: float | None = None,
     padded_flops: float = 0.0,
     peak_flops: float | None = None,
 ) -> dict[str, tuple[Amount, Amount]]:
-    """How fast one step was, as pairs to add.
+    """Return how fast one step was, as pairs to add.
 
     `step_s`: wall seconds of the step, without validation and checkpoints. The rest is what this dp rank did in it;
-    only one rank of a tp group adds. `model_flops` counts useful frames, `padded_flops` all. `peak_flops`: a device's;
-    where it is not known, there is no MFU, and the record says null.
+    only one rank of a tp group adds. `length`, with and without padding, counts in `unit` and gives a rate by its name:
+    `tokens_per_s`; of seconds, which are of audio, `audio_s_per_s`. `model_flops` counts useful frames, `padded_flops`
+    all. `peak_flops`: a device's; where it is not known, there is no MFU, and the record says null.
     """
     shared_s = step_s / dp_size  # added up over dp ranks it is the wall time again
     metrics: dict[str, tuple[Amount, Amount]] = {
-        "audio_s_per_s": (audio_s, shared_s),
+        ("audio_s_per_s" if unit == "s" else f"{unit}_per_s"): (length, shared_s),
         "targets_per_s": (num_targets, shared_s),
         "data_wait_share": (data_wait_s, step_s),
-        "padding_share": (padded_audio_s - audio_s, padded_audio_s),
+        "padding_share": (padded_length - length, padded_length),
     }
     if model_flops is not None:
         for name, flops in (("", model_flops), ("padded_", padded_flops)):

@@ -16,7 +16,7 @@ from core.config.schema import section
 from core.data.index import ManifestIndex
 from core.data.sources import TrainingSource, open_sources
 from core.rundir.files import runs_root
-from core.samplers.rules import Shapes
+from core.samplers.budget import Shapes
 from core.speech.channel import Channel, ChannelConfig
 from core.speech.masking import MaskConfig
 from core.units.frame_labels import FrameGrid

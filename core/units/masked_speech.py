@@ -18,8 +18,8 @@ from torch import Tensor
 from core.config.schema import section
 from core.data.index import ManifestIndex
 from core.data.reading import BadSample, read_cut
+from core.samplers.budget import ROUNDING, Shapes
 from core.samplers.plan import Draw
-from core.samplers.rules import ROUNDING, Shapes
 from core.seeding import generator
 from core.speech.channel import Channel
 from core.speech.masking import MaskConfig, span_mask
@@ -59,9 +59,10 @@ class MaskedBatch:
     masked_frames: Tensor  # (R, K) int64, ascending
     sample_ids: list[str]
     num_targets: int
-    audio_s: float
-    padded_audio_s: float
+    length: float
+    padded_length: float
     bad: list[BadSample] = field(default_factory=list)
+    unit: str = "s"
     dropped_layers: tuple[int, ...] = ()
 
     @property
@@ -189,8 +190,8 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
             masked_frames=torch.from_numpy(masked),
             sample_ids=[row.sample_id for row in rows],
             num_targets=masked.size,
-            audio_s=sum(len(row.samples) for row in rows) / rate_hz,
-            padded_audio_s=audio.size / rate_hz if rows else 0.0,
+            length=sum(len(row.samples) for row in rows) / rate_hz,
+            padded_length=audio.size / rate_hz if rows else 0.0,
             bad=bad,
         )
 
@@ -198,7 +199,7 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
         """Rows and frames of the batch of clips with so many frames (R,)."""
         if self.shapes is None:
             return max(1, len(num_frames)), int(num_frames.max(initial=self.mask.length))
-        num_samples = self.shapes.upper_s * ROUNDING * self.grid.sample_rate_hz
+        num_samples = self.shapes.upper * ROUNDING * self.grid.sample_rate_hz
         lengths = [self.grid.num_frames(int(most)) for most in num_samples]
         number = int(np.searchsorted(lengths, num_frames.max(initial=0)))
         num_rows = int(self.shapes.num_rows[number])

@@ -56,10 +56,11 @@ class PairBatch:
     text_keys: Tensor  # (B,) int64
     sample_ids: list[str]
     num_targets: int
-    audio_s: float
-    padded_audio_s: float
+    length: float
+    padded_length: float
     texts: list[str] = field(default_factory=list)
     bad: list[BadSample] = field(default_factory=list)
+    unit: str = "s"
 
     def to(self, device: torch.device) -> "PairBatch":
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
@@ -188,8 +189,8 @@ class PairedSpeech(torch.utils.data.Dataset[PairBatch]):
             text_keys=torch.tensor([row.text_key for row in rows]),
             sample_ids=[row.sample_id for row in pairs],
             num_targets=len(pairs),
-            audio_s=sum(len(row.samples) for row in pairs) / rate_hz,
-            padded_audio_s=len(pairs) * audio.shape[1] / rate_hz,
+            length=sum(len(row.samples) for row in pairs) / rate_hz,
+            padded_length=len(pairs) * audio.shape[1] / rate_hz,
             texts=[row.text for row in pairs],
             bad=bad,
         )

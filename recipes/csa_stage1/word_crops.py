@@ -55,7 +55,7 @@ class CropLaw:
         """(N,) float32. Of a crop around words they are what it is meant to have, not what it has."""
         uniform = _uniform(self.seed, "crop.length", segment, draws)
         lengths = self.config.min_s + uniform * (self.config.max_s - self.config.min_s)
-        return np.minimum(lengths, draws.duration_s).astype(np.float32)
+        return np.minimum(lengths, draws.length).astype(np.float32)
 
     def places(self, draws: Draws, *, segment: int) -> np.ndarray:
         """(N,) in [0, 1): where among all places for a crop it is meant to begin."""

@@ -19,7 +19,7 @@ from core.optim.optim import OptimConfig
 from core.parallel.settings import ParallelConfig
 from core.report.loggers import LoggerConfig
 from core.rundir.files import runs_root
-from core.samplers.shapes import ShapedPlanConfig
+from core.samplers.settings import ShapedPlanConfig
 from core.train.settings import TrainConfig
 from core.train.trained import load_trained, read_section, weights_hash
 from core.units.frame_features import HiddenFeatures

@@ -94,7 +94,7 @@ class Corpus:
         return AsrExamples(self.config.data, self.vocabulary, self.config.model.encoder.output_lengths, self.stats)
 
     def training_set(self, sources: list[TrainingSource], plan: Plan, *, seed: int) -> SpeechDataset:
-        return self._dataset([source.manifest for source in sources], seed=seed, allowed_s=plan.allowed_s)
+        return self._dataset([source.manifest for source in sources], seed=seed, allowed_s=plan.crop_length)
 
     def evaluation_set(self, split: Literal["valid", "test"]) -> SpeechDataset:
         return self._dataset([self.valid if split == "valid" else self.test], seed=None, allowed_s=None)

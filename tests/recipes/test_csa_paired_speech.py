@@ -113,7 +113,7 @@ def test_batches_are_of_crops_alike_in_length(tmp_path: Path) -> None:
         plan = made.training_plan(replace(PLAN, num_buckets=num_buckets, max_cuts=4), seed=1)
         data = made.training_set(seed=1)
         batches = [data[draws] for step in islice(plan.steps(), 12) for draws in step.micro_batches]
-        return sum(batch.audio_s for batch in batches) / sum(batch.padded_audio_s for batch in batches)
+        return sum(batch.length for batch in batches) / sum(batch.padded_length for batch in batches)
 
     assert useful(12) > 0.9 > 0.8 > useful(1)
 
@@ -218,7 +218,7 @@ def test_what_cannot_be_used_is_listed_and_the_rest_goes_on(tmp_path: Path) -> N
     assert "no words are spoken" in reasons["dots"] and "101 tokens, 100 are allowed" in reasons["long"]
     for empty in (data[draws(1)], data[[]]):
         assert empty.num_targets == 0 and empty.audio.shape == (1, RATE) and not empty.audio.any()
-        assert empty.num_tokens.tolist() == [1] and empty.sample_ids == [] and empty.audio_s == 0
+        assert empty.num_tokens.tolist() == [1] and empty.sample_ids == [] and empty.length == 0
 
 
 def test_a_recording_is_read_in_parts_and_channels_and_rates(tmp_path: Path) -> None:

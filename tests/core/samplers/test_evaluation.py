@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from core.samplers.admission import Source
 from core.samplers.blend import Draw
 from core.samplers.evaluation import EvaluationPlan
-from core.samplers.rules import PlanConfig
+from core.samplers.settings import PlanConfig
 
 
 def rules(**changes: Any) -> PlanConfig:

@@ -252,9 +252,9 @@ def test_all_cuts_over_budget_and_alone() -> None:
 
 def test_the_reader_is_told_where_to_crop() -> None:
     sources = [Source("a", speech(50))]
-    assert Plan(sources, rules(max_cut_s=15.6, over_budget="crop"), seed=0).allowed_s == 15.6
-    assert Plan(sources, rules(over_budget="crop"), seed=0).allowed_s == 60
-    assert Plan(sources, rules(), seed=0).allowed_s is None
+    assert Plan(sources, rules(max_cut_s=15.6, over_budget="crop"), seed=0).crop_length == 15.6
+    assert Plan(sources, rules(over_budget="crop"), seed=0).crop_length == 60
+    assert Plan(sources, rules(), seed=0).crop_length is None
 
 
 def test_positions_of_another_segment_or_plan_are_refused() -> None:

@@ -34,8 +34,9 @@ class Batch:
     rows: dict[str, Tensor]
     num_targets: int
     sample_ids: list[str] = field(default_factory=list)
-    audio_s: float = 0.0
-    padded_audio_s: float = 0.0
+    length: float = 0.0
+    padded_length: float = 0.0
+    unit: str = "s"
     bad: list[Any] = field(default_factory=list)
 
     def to(self, device: torch.device) -> "Batch":

@@ -23,8 +23,8 @@ from core.losses.masked_prediction import (
 )
 from core.models.hubert.config import HubertConfig
 from core.models.hubert.model import HubertPretraining
+from core.samplers.budget import Shapes
 from core.samplers.plan import Draw, Plan, PlanConfig, Source
-from core.samplers.rules import Shapes
 from core.speech.masking import MaskConfig
 from core.units.frame_labels import FrameGrid
 from core.units.label_store import LabelCard, LabelStore, manifest_print, write_store
@@ -132,9 +132,9 @@ def test_a_batch_is_filled_up_to_its_shape(
     plain, filled = data[draws(*rows)], replace(data, shapes=SHAPES)[draws(*rows)]
     num_frames = GRID.num_frames(round(length_s * RATE))
     assert filled.audio.shape == (num_rows, GRID.num_samples(num_frames)) and filled.labels.shape[1] == num_frames
-    assert filled.padded_audio_s == (pytest.approx(filled.audio.numel() / RATE) if rows else 0)
+    assert filled.padded_length == (pytest.approx(filled.audio.numel() / RATE) if rows else 0)
     assert filled.audio.numel() / RATE <= length_s * num_rows
-    for name in ("num_targets", "audio_s", "sample_ids"):
+    for name in ("num_targets", "length", "sample_ids"):
         assert getattr(filled, name) == getattr(plain, name)
     assert torch.equal(filled.masked_frames, plain.masked_frames) and torch.equal(filled.targets, plain.targets)
     for name in ("num_samples", "num_frames"):
@@ -227,7 +227,7 @@ def test_a_batch_without_usable_clips_counts_for_nothing(tmp_path: Path) -> None
     index, store = corpus(tmp_path, lengths=[1600])  # 4 frames, spans of 5
     for batch in (dataset(index, store)[draws(0)], dataset(index, store)[[]]):
         assert batch.num_targets == 0 and batch.audio.shape[0] == 1 and batch.masked_frames.shape == (1, 0)
-        assert not batch.audio.any() and batch.sample_ids == [] and batch.audio_s == 0
+        assert not batch.audio.any() and batch.sample_ids == [] and batch.length == 0
     assert "too few" in dataset(index, store)[draws(0)].bad[0].reason
 
 
