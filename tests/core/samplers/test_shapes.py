@@ -10,7 +10,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from core.config import load
+from core.config.load import load
 from core.samplers.plan import Draw, EvaluationPlan, Plan, Position, Source, rank_micro_batches
 from core.samplers.settings import ShapedPlanConfig
 from recipes.hubert_iter1.assembly import Config
