@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,11 +65,11 @@ class AsrExamples:
         ids = spelled(reading, self.vocabulary, is_training=rng is not None)
         samples, rate_hz = reading.samples, reading.sample_rate_hz
         if rng is not None:
-            samples = Augment(self.config.augment, sample_rate_hz=rate_hz)(samples, rng=rng)
+            samples = self._augment(samples, rng=rng)
         if num_frames(len(samples), config=self.config.features) < 1:
             raise reading.bad("shorter than one feature frame")
         audio = torch.from_numpy(samples)[None]  # (1, S)
-        features = LogMel(self.config.features, stats=self.stats)(audio, torch.tensor([len(samples)]))[0][0]  # (T, F)
+        features = self._log_mel(audio, torch.tensor([len(samples)]))[0][0]  # (T, F)
         if rng is not None and self.config.spec_augment is not None:
             features = spec_augment(features, config=self.config.spec_augment, rng=rng)
         can_align = is_feasible(self.output_lengths(len(features)), ids)
@@ -80,8 +81,16 @@ class AsrExamples:
             audio_s=len(samples) / rate_hz,
         )
 
+    @cached_property
+    def _augment(self) -> Augment:
+        return Augment(self.config.augment, sample_rate_hz=self.config.features.sample_rate_hz)
+
+    @cached_property
+    def _log_mel(self) -> LogMel:
+        return LogMel(self.config.features, stats=self.stats)
+
     def dummy(self) -> Sample:
-        """Stands in for an empty micro-batch: a few silent frames without text."""
+        """Return what stands in for an empty micro-batch: a few silent frames without text."""
         features = torch.zeros(16, self.config.features.num_mels)
         return Sample("", features, torch.zeros(0, dtype=torch.int64), num_targets=0, audio_s=0.0)
 

@@ -26,6 +26,7 @@ from core.recognition.asr import spelled
 from core.recognition.asr_corpus import Cuts, kept_vocabulary, texts_of, transcripts
 from core.samplers.plan import Draw, Plan
 from core.seeding import generator
+from core.speech.audio import zero_mean_unit_variance
 from core.speech.masking import MaskConfig, span_mask
 from core.text.vocabulary import CharacterVocabulary
 
@@ -168,7 +169,7 @@ class WaveformExamples:
         if num_frames < 1:
             raise reading.bad("shorter than one frame of the model")
         if self.config.normalize:
-            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-5)
+            samples = zero_mean_unit_variance(samples, epsilon=1e-5)
         return Sample(
             sample_id=reading.sample_id,
             inputs=torch.from_numpy(samples),

@@ -8,6 +8,7 @@ for row, frames in extract(features, index, rows, batch_s=240, device=device, no
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -56,8 +57,12 @@ class MfccFeatures:
         return f"mfcc:{self.convention}"
 
     def __call__(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        features, num_frames = Mfcc(self.convention)(audio, num_samples)
+        features, num_frames = self._mfcc(audio, num_samples)
         return features, num_frames
+
+    @cached_property
+    def _mfcc(self) -> Mfcc:
+        return Mfcc(self.convention)
 
 
 class HiddenModel(Protocol):

@@ -5,7 +5,7 @@ all draws of the batch. So a batch is the same in any worker, on any number of r
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,11 +16,13 @@ from pydantic import Field
 from torch import Tensor
 
 from core.config.schema import section
+from core.data.batch import TensorFields
 from core.data.index import ManifestIndex
 from core.data.reading import BadSample, read_cut
 from core.samplers.plan import Draw
 from core.samplers.rules import ROUNDING, Shapes
 from core.seeding import generator
+from core.speech.audio import zero_mean_unit_variance
 from core.speech.channel import Channel
 from core.speech.masking import MaskConfig, span_mask
 from core.units.frame_labels import Crop, FrameGrid, at_grid, matched
@@ -45,7 +47,7 @@ class CropConfig:
 
 
 @dataclass(frozen=True)
-class MaskedBatch:
+class MaskedBatch(TensorFields):
     """What one forward sees. `num_targets`: masked frames. `dropped_layers`: see core/data/layer_drop.py.
 
     Of the B rows the first R are clips, the others fill a static shape: silence of no frames, which changes nothing.
@@ -68,16 +70,6 @@ class MaskedBatch:
     def targets(self) -> Tensor:
         """The labels of the masked frames (R, K)."""
         return self.labels.gather(1, self.masked_frames)
-
-    def to(self, device: torch.device) -> "MaskedBatch":
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
-
-    def pin_memory(self) -> "MaskedBatch":
-        """Called by the loader where batches go to a GPU."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
-
-
-_TENSORS = ("audio", "num_samples", "labels", "num_frames", "masked_frames")
 
 
 @dataclass(frozen=True)
@@ -154,7 +146,7 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
         if self.channel is not None:
             samples = self.channel(samples, rng=rng)
         if self.crop.normalize:
-            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-5)
+            samples = zero_mean_unit_variance(samples, epsilon=1e-5)
         return _Row(cut.id, samples, labels[place.first_frame : place.first_frame + num_frames])
 
     def _read(self, cut: "MonoCut", place: Crop, *, length: int) -> np.ndarray:

@@ -6,7 +6,7 @@ and after any resume. An evaluation, whose draws are the same each time, gets th
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -15,10 +15,12 @@ import torch.utils.data
 from torch import Tensor
 
 from core.config.schema import section
+from core.data.batch import TensorFields
 from core.data.index import ManifestIndex
 from core.data.pcm_cache import PcmCache
 from core.data.reading import BadSample, Place, place_of, read_place
 from core.samplers.blend import Draw, Draws
+from core.speech.audio import zero_mean_unit_variance
 from core.speech.resampling import resample
 from core.text.normalization import normalize_transcript
 from core.text.tokenization import Tokenizer
@@ -43,7 +45,7 @@ class PairConfig:
 
 
 @dataclass(frozen=True)
-class PairBatch:
+class PairBatch(TensorFields):
     """What one forward sees. `num_targets`: pairs. `text_keys`: equal where the spoken words are equal.
 
     An empty micro-batch is one silent row that counts for nothing.
@@ -60,16 +62,6 @@ class PairBatch:
     padded_audio_s: float
     texts: list[str] = field(default_factory=list)
     bad: list[BadSample] = field(default_factory=list)
-
-    def to(self, device: torch.device) -> "PairBatch":
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
-
-    def pin_memory(self) -> "PairBatch":
-        """Called by the loader where batches go to a GPU."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
-
-
-_TENSORS = ("audio", "num_samples", "token_ids", "num_tokens", "text_keys")
 
 
 @dataclass(frozen=True)
@@ -141,7 +133,7 @@ class PairedSpeech(torch.utils.data.Dataset[PairBatch]):
             raise BadSample(clip.sample_id, reason, clip.path)
         samples = self._read(draw, clip, start_s=start_s, duration_s=duration_s)
         if self.config.normalize:
-            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+            samples = zero_mean_unit_variance(samples, epsilon=1e-7)  # as transformers
         return Pair(clip.sample_id, samples, text, text_key(spoken or text), token_ids)
 
     def _part(self, clip: Place, words: Words, *, length_s: float, place: float) -> tuple[float, float, str]:
