@@ -8,10 +8,13 @@ So the gradient does not depend on padding, on the number of ranks, or on how th
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from core.checkpoint.retention import check_metrics
 from core.job.errors import DataError, DivergedError
@@ -136,8 +139,9 @@ def train_step(
         run.phases.enter("move")
         with out_of_memory.recorded(run, batch, step=number + 1):
             for output in _backpropagate(run, engine, loss_fn, batch.to(ranks.device), weight=weight, is_last=is_last):
-                losses[-1] += output.loss_sum.detach()
-                sums.add(output.metrics if ranks.tp_rank == 0 else {})
+                if batch.num_targets:  # the mean of nothing may be NaN
+                    losses[-1] += output.loss_sum.detach()
+                sums.add(output.metrics if ranks.tp_rank == 0 and batch.sample_ids else {})
         if ranks.tp_rank == 0:
             sums.add({"loss": (losses[-1], float(batch.num_targets))})
     run.phases.enter("update")
@@ -156,23 +160,44 @@ def train_step(
 def _backpropagate(
     run: Run, engine: Engine, loss_fn: LossFn, batch: Any, *, weight: float, is_last: bool
 ) -> Iterator[LossOutput]:
-    """Send a micro-batch's loss backward, whole or part by part; only the last backward of the step synchronizes."""
+    """Send a micro-batch's loss backward, whole or part by part; only the last backward of the step synchronizes.
+
+    Without a weight it goes forward and backward all the same, since other ranks may wait for this one's collectives,
+    but its gradients are exactly 0, also where the loss is not finite.
+    """
     run.phases.enter("forward")
-    with engine.accumulate(last=is_last):
-        loss = loss_fn(engine.model, batch)
-        if isinstance(loss, LossOutput):
-            run.phases.enter("reduce" if is_last else "backward")
-            engine.backward(loss.loss_sum * weight)
-            yield loss
-            return
-    for number, part in enumerate(loss):
-        is_last_part = is_last and number == len(loss) - 1
-        with engine.accumulate(last=is_last_part):
-            run.phases.enter("forward")
-            output = part()
-            run.phases.enter("reduce" if is_last_part else "backward")
-            engine.backward(output.loss_sum * weight)
-            yield output
+    with _zero_gradients(engine.model) if not weight else nullcontext():
+        with engine.accumulate(last=is_last):
+            loss = loss_fn(engine.model, batch)
+            if isinstance(loss, LossOutput):
+                run.phases.enter("reduce" if is_last else "backward")
+                engine.backward(loss.loss_sum * weight)
+                yield loss
+                return
+        for number, part in enumerate(loss):
+            is_last_part = is_last and number == len(loss) - 1
+            with engine.accumulate(last=is_last_part):
+                run.phases.enter("forward")
+                output = part()
+                run.phases.enter("reduce" if is_last_part else "backward")
+                engine.backward(output.loss_sum * weight)
+                yield output
+
+
+@contextmanager
+def _zero_gradients(model: nn.Module) -> Iterator[None]:
+    """Within it, replace the gradient of all that the model returns by 0."""
+
+    def hook(_: nn.Module, inputs: Any, output: Any) -> None:
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                tensor.register_hook(torch.zeros_like)
+
+    handle = model.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _agree(run: Run, step: Step) -> Counts:
