@@ -3,7 +3,7 @@
     def loss_fn(model, batch):
         return classification_loss(model(batch.inputs, batch.input_lengths), batch.targets[:, 0])
 
-An empty micro-batch of the loop is one dummy row. Give it NO_CLASS (a Sample with the targets [NO_CLASS] and num_targets
+An empty micro-batch of the loop is one dummy row. Give it NO_CLASS (a Sample whose targets are [NO_CLASS], num_targets
 0): it then adds exactly 0 to the loss, to every gradient and to the accuracy.
 """
 

@@ -27,6 +27,7 @@ from core.rundir.files import BAD_SAMPLES, SAMPLES, SKIPPED_UPDATES, append_reco
 from core.seeding import seed_everything
 from core.timing.phases import StepTimes
 from core.train import out_of_memory
+from core.train.evaluate import evaluation_mode
 from core.train.metrics import MetricSums, step_metrics
 from core.train.progress import Progress
 from core.train.protocols import Data, Step
@@ -230,10 +231,9 @@ def _note_bad(run: Run, step: Step, progress: Progress, *, num_examples: int) ->
 def _validate(run: Run, engine: Engine, progress: Progress, reporter: Reporter, validate: Validate) -> str:
     """Validate, save if that is due or the result is among the best; a reason to stop, or nothing."""
     run.phases.enter("validate")
-    engine.model.eval()
     began = time.perf_counter()
-    metrics = validate(progress.step)
-    engine.model.train()
+    with evaluation_mode(engine.model):
+        metrics = validate(progress.step)
     if metrics is None:
         return next(filter(None, run.ranks.gather(run.stop.reason)))
     reporter.log_validation(metrics, step=progress.step, seconds=time.perf_counter() - began)
