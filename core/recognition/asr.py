@@ -21,7 +21,7 @@ from core.text.vocabulary import CharacterVocabulary
 
 @section
 class AsrConfig:
-    """What the model hears and reads: manifests, features, and the augmentation of training examples.
+    """The data of speech recognition: manifests, features, and the augmentation of training examples.
 
     `order`: `exact` is the same sequence of batches on any number of ranks and over any resume; `randomized` streams
     a Shar directory, in a new order for each link.
@@ -51,7 +51,7 @@ class AsrConfig:
 
 @dataclass(frozen=True)
 class AsrExamples:
-    """`examples(reading, rng)` is a Sample; without rng (evaluation) nothing is augmented.
+    """Makes examples: `examples(reading, rng)` is a Sample; without rng (evaluation) nothing is augmented.
 
     `output_lengths`: frames of the model's output for so many feature frames; says which utterances CTC can align.
     """
@@ -96,7 +96,7 @@ class AsrExamples:
 
 
 def spelled(reading: Reading, vocabulary: CharacterVocabulary, *, is_training: bool) -> list[int]:
-    """The ids of the utterance's characters. BadSample where there are none and, in training, for unknown ones.
+    """Return the ids of the utterance's characters. BadSample without any and, in training, for unknown ones.
 
     In evaluation those are left out: they are errors that the model could not but make.
     """
@@ -108,7 +108,7 @@ def spelled(reading: Reading, vocabulary: CharacterVocabulary, *, is_training: b
 
 
 def transcript(reading: Reading) -> str:
-    """The normalized text; BadSample for an utterance that holds no speech."""
+    """Return the normalized text; BadSample for an utterance that holds no speech."""
     text = normalize_transcript(reading.text(), language=reading.cut.supervisions[0].language or "en")
     if not text:
         raise reading.bad("no words after normalization")

@@ -49,7 +49,7 @@ Flops = Callable[[Any], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Counts:
-    """What all ranks together know of the next step before it begins."""
+    """The sums over all ranks that are known before a step begins."""
 
     num_targets: float
     num_bad: float
@@ -127,7 +127,7 @@ def fit(
 def train_step(
     run: Run, engine: Engine, step: Step, loss_fn: LossFn, *, number: int, num_targets: float
 ) -> tuple[Mapping[str, tuple[Any, Any]], Verdict]:
-    """Forward, backward and update of step `number` (from 0); the sums to log, still on the device, and its verdict."""
+    """Run forward, backward and update of step `number` (from 0); return the sums to log, and whether it was bad."""
     ranks = run.ranks
     sums, losses = MetricSums(), []
     scale = ranks.dp_size / num_targets if num_targets else 0.0
@@ -187,7 +187,7 @@ def _backpropagate(
 
 @contextmanager
 def _zero_gradients(model: nn.Module) -> Iterator[None]:
-    """Within it, replace the gradient of all that the model returns by 0."""
+    """Replace, meanwhile, the gradient of all that the model returns by 0."""
 
     def hook(_: nn.Module, inputs: Any, output: Any) -> None:
         for tensor in tree_leaves(output):
@@ -202,7 +202,7 @@ def _zero_gradients(model: nn.Module) -> Iterator[None]:
 
 
 def _agree(run: Run, step: Step) -> Counts:
-    """One small sum over all ranks: targets, bad samples, and whether anybody wants to stop."""
+    """Add up over all ranks: targets, bad samples, and whether anybody wants to stop."""
     mine = float(run.ranks.tp_rank == 0)
     targets = mine * sum(batch.num_targets for batch in step.batches)
     bad = mine * sum(len(batch.bad) for batch in step.batches)
@@ -229,7 +229,7 @@ def _note_bad(run: Run, step: Step, progress: Progress, *, num_examples: int) ->
 
 
 def _validate(run: Run, engine: Engine, progress: Progress, reporter: Reporter, validate: Validate) -> str:
-    """Validate, save if that is due or the result is among the best; a reason to stop, or nothing."""
+    """Validate, and save if that is due or the result is among the best; return a reason to stop, or nothing."""
     run.phases.enter("validate")
     began = time.perf_counter()
     with evaluation_mode(engine.model):
@@ -247,7 +247,7 @@ def _validate(run: Run, engine: Engine, progress: Progress, reporter: Reporter, 
 
 
 def _go_back(run: Run, engine: Engine, progress: Progress, reporter: Reporter) -> None:
-    """After too many skipped updates: to the last checkpoint, or, where that has not helped, to an error."""
+    """Go back to the last checkpoint after too many skipped updates. DivergedError where that has not helped."""
     problem = f"{progress.skipped.in_row} updates in a row had no finite gradient up to step {progress.step}"
     if not progress.go_back(run, engine):
         tried = "there is no checkpoint" if progress.went_back_to is None else "it was tried from the last checkpoint"
@@ -259,7 +259,7 @@ def _go_back(run: Run, engine: Engine, progress: Progress, reporter: Reporter) -
 
 
 def _record_samples(run: Run, step: Step, *, number: int) -> None:
-    """The sample ids of the step's micro-batches in the plan's order, the same on any number of ranks."""
+    """Write the sample ids of the step's micro-batches in the plan's order, the same on any number of ranks."""
     if not run.config.run.record_samples:
         return
     shares = run.ranks.gather([list(batch.sample_ids) for batch in step.batches])[:: run.ranks.tp_size]
