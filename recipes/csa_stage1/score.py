@@ -140,7 +140,7 @@ def batches_of(config: Config, corpus: PairedCorpus, split: Split, *, ranks: Ran
 def collect(
     batches: Iterable[Any], model: nn.Module, frozen: FrozenText | None, *, ranks: Ranks, run: Run | None = None
 ) -> Gallery | None:
-    """The embeddings of all pairs, on all ranks alike; None when `run` wants to stop. ValueError for no pairs."""
+    """Return all pairs' embeddings, on all ranks alike; None when `run` wants to stop. ValueError for no pairs."""
     sample_ids: list[str] = []
     texts: list[str] = []
     columns: dict[str, list[np.ndarray]] = {"speech": [], "text": [], "keys": [], "num_samples": []}

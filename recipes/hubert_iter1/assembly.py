@@ -78,7 +78,7 @@ class Config:
 
 
 def clustered(config: Config) -> MfccFeatures:
-    """The features whose clusters this iteration predicts."""
+    """Return the features whose clusters this iteration predicts."""
     return MfccFeatures(config.features.convention)
 
 

@@ -91,7 +91,7 @@ class Config:
 
 
 def clustered(config: Config, *, ranks: Ranks) -> HiddenFeatures:
-    """The features whose clusters this iteration predicts. ValueError where they are not of the weights asked for."""
+    """Return the features whose clusters this iteration predicts. ValueError where their weights are others."""
     wanted = config.features
     if wanted.run is None:
         raise ValueError("features.run=null: name the trained run whose layer is to be clustered")

@@ -61,7 +61,7 @@ class Config:
 
 
 def build_model(config: Config, *, vocab_size: int, seed: int) -> HubertCTC:
-    """The same initial parameters for the same seed, on any number of ranks."""
+    """Build the model: the same initial parameters for the same seed, on any number of ranks."""
     seed_everything(seed, "model")
     return HubertCTC(config.model, vocab_size=vocab_size)
 

@@ -113,7 +113,7 @@ class Corpus:
 
 
 def build_stream(config: Config, run: Run, corpus: Corpus) -> TrainStream | SharStream:
-    """The batches in the order that `data.order` asks for."""
+    """Return the batches in the order that `data.order` asks for."""
     accept_data = config.run.accept_data
     if isinstance(corpus.train, Shar):
         examples = corpus.examples()
@@ -134,6 +134,6 @@ def build_stream(config: Config, run: Run, corpus: Corpus) -> TrainStream | Shar
 
 
 def build_model(config: Config, *, vocab_size: int, seed: int) -> CTCModel:
-    """The same initial parameters for the same seed, on any number of ranks."""
+    """Build the model: the same initial parameters for the same seed, on any number of ranks."""
     seed_everything(seed, "model")
     return build_lmu_ctc(config.model, vocab_size=vocab_size)

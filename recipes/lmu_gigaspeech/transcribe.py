@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def check_can_stream(config: Config) -> None:
-    """ValueError unless text can be given before the end of the audio is known."""
+    """Raise ValueError unless text can be given before the end of the audio is known."""
     if not config.model.encoder.causal:
         raise ValueError("--stream needs model.encoder.causal=true, got false: the model looks into the future")
     if config.data.features.normalize == "utterance":
@@ -59,7 +59,7 @@ def check_can_stream(config: Config) -> None:
 
 
 def _transcribe(transcriber: Transcriber, path: Path, *, stream: bool) -> int:
-    """Print the text of a file, or of all audio files below a folder; how many could not be read."""
+    """Print the text of a file, or of all audio files below a folder; return how many could not be read."""
     files = [path]
     if path.is_dir():
         files = sorted(one for one in path.rglob("*") if one.suffix.lower() in AUDIO_SUFFIXES and one.is_file())
