@@ -14,7 +14,7 @@ from core.losses.output import LossOutput, Metrics
 
 @section
 class MaskedPredictionConfig:
-    """What the loss is made of, relative to the masked frames.
+    """The weights of the parts of the loss, relative to that of the masked frames.
 
     `unmasked_weight`: of the frames that are not masked (fairseq's pred_nomask_weight). 0 in the published models; more
     than 0 makes the convolutions learn sooner where there is little speech, and all frames are predicted, which costs
@@ -26,7 +26,7 @@ class MaskedPredictionConfig:
 
 
 def frames_to_predict(labels: Tensor, masked_frames: Tensor, config: MaskedPredictionConfig) -> Tensor:
-    """The numbers of the frames whose logits `prediction_loss` takes: the masked ones (B, K), or all (B, T)."""
+    """Return the numbers of the frames whose logits `prediction_loss` takes: the masked ones (B, K), or all (B, T)."""
     if not config.unmasked_weight:
         return masked_frames
     return torch.arange(labels.size(1), device=labels.device).expand_as(labels)
@@ -41,7 +41,7 @@ def prediction_loss(
     *,
     config: MaskedPredictionConfig,
 ) -> LossOutput:
-    """`masked_prediction_loss` plus the weighted cross-entropy of the frames that are not masked.
+    """Return `masked_prediction_loss` plus the weighted cross-entropy of the frames that are not masked.
 
     logits of `frames_to_predict`: (B, K, N) or (B, T, N); labels (B, T), num_frames (B,), masked_frames (B, K),
     penalties (B,). Reduction: SUM, to be divided by the number of masked frames. Further metric: `unmasked_accuracy`.
@@ -63,7 +63,7 @@ def prediction_loss(
 def masked_prediction_loss(
     logits: Tensor, targets: Tensor, penalties: Tensor, *, penalty_weight: float = 10.0
 ) -> LossOutput:
-    """Cross-entropy of the masked frames, and a penalty on large features of the convolutions.
+    """Return the cross-entropy of the masked frames, and a penalty on large features of the convolutions.
 
         loss_sum = sum_b [ sum_{k=1..K} -ln softmax(logits[b, k])[targets[b, k]] + penalty_weight K penalties[b] ]
 
@@ -91,7 +91,7 @@ def masked_prediction_loss(
 
 
 def frame_accuracies(logits: Tensor, labels: Tensor, num_frames: Tensor, masked_frames: Tensor) -> Metrics:
-    """How many frames have the highest logit at their label, masked and not, of a whole batch, for validation.
+    """Count the frames that have the highest logit at their label, masked and not, of a whole batch, for validation.
 
     logits (B, T, N) of all frames, labels (B, T), num_frames (B,), masked_frames (B, K). Metrics `masked_accuracy` and
     `unmasked_accuracy`.
@@ -107,6 +107,6 @@ def frame_accuracies(logits: Tensor, labels: Tensor, num_frames: Tensor, masked_
 
 
 def _open_frames(labels: Tensor, num_frames: Tensor, masked_frames: Tensor) -> Tensor:
-    """(B, T): True at the frames of a clip that are not masked."""
+    """Return a mask (B, T): True at the frames of a clip that are not masked."""
     is_valid = torch.arange(labels.size(1), device=labels.device) < num_frames[:, None]
     return is_valid & ~torch.zeros_like(is_valid).scatter_(1, masked_frames, True)

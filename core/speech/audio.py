@@ -78,6 +78,12 @@ def decode(
         raise AudioError(path, _reason(path, content, error)) from None
 
 
+def zero_mean_unit_variance(samples: np.ndarray, *, epsilon: float) -> np.ndarray:
+    """Return samples (S,) with mean 0 and variance 1; `epsilon` is added to the variance, so that silence stays 0."""
+    normalized: np.ndarray = (samples - samples.mean()) / np.sqrt(samples.var() + epsilon)
+    return normalized
+
+
 def file_duration_s(path: Path) -> float:
     """What a file's header promises; soundfile.SoundFileError where it has none."""
     return float(soundfile.info(path).duration)

@@ -1,8 +1,9 @@
 """A training that was begun elsewhere as a run of ours: its first checkpoint, as training writes them.
 
-    file, config = parse_import(Config, argv=argv, description=__doc__, default_config=DEFAULT_CONFIG)
-    model = HubertPretraining(config.model)
-    begin_run(config, model, partial(import_lightning, model, path=file))
+    return import_run(
+        Config, lambda config: HubertPretraining(config.model), import_lightning,
+        argv=argv, description=__doc__, default_config=DEFAULT_CONFIG,
+    )
 
 `train` with the same configuration goes on from there: weights, moments, number of updates, hence the learning rate.
 Data begin anew, with the first step of the plan: where they stood elsewhere means nothing here.
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -35,25 +37,34 @@ from core.rundir.files import CHECKPOINTS, CONFIG, ExitCode, runs_root, write_wh
 from core.timing.phases import Phases
 from core.train.progress import Progress
 
-T = TypeVar("T")
-
-# Fill a model and its optimizer, on the CPU, and tell how many updates they have had; ValueError where it cannot.
+# Fill an optimizer, and the model that it belongs to, on the CPU; return how many updates they have had, or raise
+# ValueError.
 Fill = Callable[[torch.optim.Optimizer], int]
 
 
 class SpreadConfig(RecipeConfig, Protocol):
-    """A recipe's configuration whose precision is known as well."""
+    """A recipe's configuration that says the precision as well."""
 
     @property
     def parallel(self) -> ParallelConfig: ...
 
 
-def parse_import(
-    schema: type[T], *, argv: Sequence[str] | None, description: str | None, default_config: Path
-) -> tuple[Path, T]:
-    """The file to import, which is the first word, and the configuration that the others ask for.
+C = TypeVar("C", bound=SpreadConfig)
 
-    The file is taken apart from them because a name such as `epoch=2-step=9.ckpt` looks like a setting.
+
+def import_run(
+    schema: type[C],
+    build: Callable[[C], nn.Module],
+    fill: Callable[..., int],
+    *,
+    argv: Sequence[str] | None,
+    description: str | None,
+    default_config: Path,
+) -> int:
+    """Run a command that imports a file: its first word is the file, the others ask for the configuration.
+
+    `fill(model, optimizer, path=file)` is as `begin_run` wants it. The file is taken apart from the settings because a
+    name such as `epoch=2-step=9.ckpt` looks like one.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     file = words.pop(0) if words and not words[0].startswith("-") else None
@@ -61,7 +72,9 @@ def parse_import(
     if file is None:
         print("name the file to import first, then --config and settings", file=sys.stderr)
         sys.exit(ExitCode.CONFIG)
-    return Path(file), config
+    model = build(config)
+    begin_run(config, model, partial(fill, model, path=Path(file)))
+    return ExitCode.DONE
 
 
 def begin_run(config: SpreadConfig, model: nn.Module, fill: Fill) -> None:
@@ -96,7 +109,7 @@ def begin_run(config: SpreadConfig, model: nn.Module, fill: Fill) -> None:
 
 @dataclass(frozen=True)
 class _Imported:
-    """What a save asks of an engine."""
+    """The part of an engine that a save needs."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer

@@ -8,10 +8,13 @@ So the gradient does not depend on padding, on the number of ranks, or on how th
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from core.checkpoint.retention import check_metrics
 from core.job.errors import DataError, DivergedError
@@ -24,6 +27,7 @@ from core.rundir.files import BAD_SAMPLES, SAMPLES, SKIPPED_UPDATES, append_reco
 from core.seeding import seed_everything
 from core.timing.phases import StepTimes
 from core.train import out_of_memory
+from core.train.evaluate import evaluation_mode
 from core.train.metrics import MetricSums, step_metrics
 from core.train.progress import Progress
 from core.train.protocols import Data, Step
@@ -45,7 +49,7 @@ Flops = Callable[[Any], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Counts:
-    """What all ranks together know of the next step before it begins."""
+    """The sums over all ranks that are known before a step begins."""
 
     num_targets: float
     num_bad: float
@@ -123,7 +127,7 @@ def fit(
 def train_step(
     run: Run, engine: Engine, step: Step, loss_fn: LossFn, *, number: int, num_targets: float
 ) -> tuple[Mapping[str, tuple[Any, Any]], Verdict]:
-    """Forward, backward and update of step `number` (from 0); the sums to log, still on the device, and its verdict."""
+    """Run forward, backward and update of step `number` (from 0); return the sums to log, and whether it was bad."""
     ranks = run.ranks
     sums, losses = MetricSums(), []
     scale = ranks.dp_size / num_targets if num_targets else 0.0
@@ -136,8 +140,9 @@ def train_step(
         run.phases.enter("move")
         with out_of_memory.recorded(run, batch, step=number + 1):
             for output in _backpropagate(run, engine, loss_fn, batch.to(ranks.device), weight=weight, is_last=is_last):
-                losses[-1] += output.loss_sum.detach()
-                sums.add(output.metrics if ranks.tp_rank == 0 else {})
+                if batch.num_targets:  # the mean of nothing may be NaN
+                    losses[-1] += output.loss_sum.detach()
+                sums.add(output.metrics if ranks.tp_rank == 0 and batch.sample_ids else {})
         if ranks.tp_rank == 0:
             sums.add({"loss": (losses[-1], float(batch.num_targets))})
     run.phases.enter("update")
@@ -156,27 +161,48 @@ def train_step(
 def _backpropagate(
     run: Run, engine: Engine, loss_fn: LossFn, batch: Any, *, weight: float, is_last: bool
 ) -> Iterator[LossOutput]:
-    """Send a micro-batch's loss backward, whole or part by part; only the last backward of the step synchronizes."""
+    """Send a micro-batch's loss backward, whole or part by part; only the last backward of the step synchronizes.
+
+    Without a weight it goes forward and backward all the same, since other ranks may wait for this one's collectives,
+    but its gradients are exactly 0, also where the loss is not finite.
+    """
     run.phases.enter("forward")
-    with engine.accumulate(last=is_last):
-        loss = loss_fn(engine.model, batch)
-        if isinstance(loss, LossOutput):
-            run.phases.enter("reduce" if is_last else "backward")
-            engine.backward(loss.loss_sum * weight)
-            yield loss
-            return
-    for number, part in enumerate(loss):
-        is_last_part = is_last and number == len(loss) - 1
-        with engine.accumulate(last=is_last_part):
-            run.phases.enter("forward")
-            output = part()
-            run.phases.enter("reduce" if is_last_part else "backward")
-            engine.backward(output.loss_sum * weight)
-            yield output
+    with _zero_gradients(engine.model) if not weight else nullcontext():
+        with engine.accumulate(last=is_last):
+            loss = loss_fn(engine.model, batch)
+            if isinstance(loss, LossOutput):
+                run.phases.enter("reduce" if is_last else "backward")
+                engine.backward(loss.loss_sum * weight)
+                yield loss
+                return
+        for number, part in enumerate(loss):
+            is_last_part = is_last and number == len(loss) - 1
+            with engine.accumulate(last=is_last_part):
+                run.phases.enter("forward")
+                output = part()
+                run.phases.enter("reduce" if is_last_part else "backward")
+                engine.backward(output.loss_sum * weight)
+                yield output
+
+
+@contextmanager
+def _zero_gradients(model: nn.Module) -> Iterator[None]:
+    """Replace, meanwhile, the gradient of all that the model returns by 0."""
+
+    def hook(_: nn.Module, inputs: Any, output: Any) -> None:
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                tensor.register_hook(torch.zeros_like)
+
+    handle = model.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _agree(run: Run, step: Step) -> Counts:
-    """One small sum over all ranks: targets, bad samples, and whether anybody wants to stop."""
+    """Add up over all ranks: targets, bad samples, and whether anybody wants to stop."""
     mine = float(run.ranks.tp_rank == 0)
     targets = mine * sum(batch.num_targets for batch in step.batches)
     bad = mine * sum(len(batch.bad) for batch in step.batches)
@@ -203,12 +229,11 @@ def _note_bad(run: Run, step: Step, progress: Progress, *, num_examples: int) ->
 
 
 def _validate(run: Run, engine: Engine, progress: Progress, reporter: Reporter, validate: Validate) -> str:
-    """Validate, save if that is due or the result is among the best; a reason to stop, or nothing."""
+    """Validate, and save if that is due or the result is among the best; return a reason to stop, or nothing."""
     run.phases.enter("validate")
-    engine.model.eval()
     began = time.perf_counter()
-    metrics = validate(progress.step)
-    engine.model.train()
+    with evaluation_mode(engine.model):
+        metrics = validate(progress.step)
     if metrics is None:
         return next(filter(None, run.ranks.gather(run.stop.reason)))
     reporter.log_validation(metrics, step=progress.step, seconds=time.perf_counter() - began)
@@ -222,7 +247,7 @@ def _validate(run: Run, engine: Engine, progress: Progress, reporter: Reporter, 
 
 
 def _go_back(run: Run, engine: Engine, progress: Progress, reporter: Reporter) -> None:
-    """After too many skipped updates: to the last checkpoint, or, where that has not helped, to an error."""
+    """Go back to the last checkpoint after too many skipped updates. DivergedError where that has not helped."""
     problem = f"{progress.skipped.in_row} updates in a row had no finite gradient up to step {progress.step}"
     if not progress.go_back(run, engine):
         tried = "there is no checkpoint" if progress.went_back_to is None else "it was tried from the last checkpoint"
@@ -234,7 +259,7 @@ def _go_back(run: Run, engine: Engine, progress: Progress, reporter: Reporter) -
 
 
 def _record_samples(run: Run, step: Step, *, number: int) -> None:
-    """The sample ids of the step's micro-batches in the plan's order, the same on any number of ranks."""
+    """Write the sample ids of the step's micro-batches in the plan's order, the same on any number of ranks."""
     if not run.config.run.record_samples:
         return
     shares = run.ranks.gather([list(batch.sample_ids) for batch in step.batches])[:: run.ranks.tp_size]

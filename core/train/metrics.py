@@ -30,11 +30,11 @@ class MetricSums:
             self._sums[name] = (before[0] + _detached(numerator), before[1] + _detached(denominator))
 
     def names(self) -> list[str]:
-        """What this rank has counted; a rank that saw no data may lack some of them."""
+        """Return what this rank has counted; a rank that saw no data may lack some of it."""
         return list(self._sums)
 
     def as_tensor(self, names: Sequence[str], *, device: torch.device | str = "cpu") -> Tensor:
-        """(2 N,) float64: numerator and denominator of each of `names`; 0 and 0 for what this rank lacks.
+        """Return (2 N,) float64: numerator and denominator of each of `names`; 0 and 0 for what this rank lacks.
 
         The only place where the host waits for the device.
         """
@@ -46,7 +46,7 @@ class MetricSums:
         return torch.tensor(values, dtype=torch.float64, device=device)
 
     def pairs(self) -> Mapping[str, tuple[Amount, Amount]]:
-        """The sums themselves, to add to others."""
+        """Return the sums themselves, to add to others."""
         return dict(self._sums)
 
     def clear(self) -> None:
@@ -54,12 +54,12 @@ class MetricSums:
 
 
 def merged_names(names_of_ranks: Iterable[Iterable[str]]) -> list[str]:
-    """The names that any rank has, sorted: the same list on every rank."""
+    """Return the names that any rank has, sorted: the same list on every rank."""
     return sorted(set().union(*names_of_ranks))
 
 
 def ratios(names: Sequence[str], totals: Tensor) -> dict[str, float | None]:
-    """numerator / denominator by name, of a reduced `as_tensor`; None where nothing was counted."""
+    """Return numerator / denominator by name, of a reduced `as_tensor`; None where nothing was counted."""
     pairs = totals.reshape(len(names), 2).tolist()
     return {
         name: numerator / denominator if denominator else None

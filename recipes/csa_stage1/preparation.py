@@ -240,7 +240,7 @@ class Preparation:
 
 
 def aligner_facts(run: Path) -> dict[str, Any]:
-    """Step, token and hash of the weights that `Aligner.open` takes; nothing where they are gone."""
+    """Step, token and hash of the weights that `Recognizer.open` takes; nothing where they are gone."""
     complete = list_complete(run / CHECKPOINTS)
     return {"aligner_weights": read_json(complete[-1].directory / COMPLETE)} if complete else {}
 

@@ -20,10 +20,12 @@ from core.job.run import Outcome, Run, RunConfig, run_job
 from core.job.stop import StopConfig
 from core.optim.optim import OptimConfig
 from core.recognition.aligner import Aligner
+from core.recognition.transcriber import RECIPE, Recognizer
 from core.report.loggers import LoggerConfig
 from core.rundir.files import DONE, ExitCode, pieces_so_far, runs_root
 from core.seeding import generator
 from core.train.settings import TrainConfig
+from core.train.trained import TrainedRun
 from recipes.csa_stage1.preparation import SHARDS, Preparation, PrepareConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "prepare.yaml"
@@ -78,7 +80,8 @@ def prepare(config: Config, run: Run) -> Outcome:
     preparation = Preparation.open(config.prepare)
     add_words = None
     if config.prepare.aligner is not None:
-        add_words = Aligner.open(runs_root() / config.prepare.aligner, ranks=run.ranks)
+        aligner = TrainedRun.named(config.prepare.aligner, key="prepare.aligner", recipes=RECIPE)
+        add_words = Aligner(Recognizer.open(aligner, ranks=run.ranks))
     problem = run.ranks.from_first(_begin(preparation) if run.ranks.is_first else None)
     if problem is not None:
         raise ConfigError([problem])

@@ -30,6 +30,7 @@ from core.rundir.files import (
     runs_root,
     write_json,
 )
+from core.train.evaluate import evaluation_mode
 from core.train.trained import load_trained
 from recipes.csa_stage1.assembly import (
     DEFAULT_CONFIG,
@@ -139,25 +140,26 @@ def batches_of(config: Config, corpus: PairedCorpus, split: Split, *, ranks: Ran
 def collect(
     batches: Iterable[Any], model: nn.Module, frozen: FrozenText | None, *, ranks: Ranks, run: Run | None = None
 ) -> Gallery | None:
-    """The embeddings of all pairs, on all ranks alike; None when `run` wants to stop. ValueError for no pairs."""
-    model.eval()
+    """Return all pairs' embeddings, on all ranks alike; None when `run` wants to stop. ValueError for no pairs."""
     sample_ids: list[str] = []
     texts: list[str] = []
     columns: dict[str, list[np.ndarray]] = {"speech": [], "text": [], "keys": [], "num_samples": []}
     scale = 1.0
-    for batch in batches:
-        if run is not None:
-            run.phases.enter("validate")
-            if ranks.any(run.stop.reason is not None):
-                return None
-        batch = batch.to(ranks.device)
-        output = embed(model, batch, text_of(batch, frozen))
-        scale = float(output.log_scale.clamp(max=MAX_LOG_SCALE).exp())
-        rows = {"speech": output.speech, "text": output.text, "keys": batch.text_keys, "num_samples": batch.num_samples}
-        for name, values in rows.items():
-            columns[name].append(values[: batch.num_targets].cpu().numpy())
-        sample_ids += batch.sample_ids
-        texts += batch.texts
+    with evaluation_mode(model):
+        for batch in batches:
+            if run is not None:
+                run.phases.enter("validate")
+                if ranks.any(run.stop.reason is not None):
+                    return None
+            batch = batch.to(ranks.device)
+            output = embed(model, batch, text_of(batch, frozen))
+            scale = float(output.log_scale.clamp(max=MAX_LOG_SCALE).exp())
+            rows = {"speech": output.speech, "text": output.text}
+            rows |= {"keys": batch.text_keys, "num_samples": batch.num_samples}
+            for name, values in rows.items():
+                columns[name].append(values[: batch.num_targets].cpu().numpy())
+            sample_ids += batch.sample_ids
+            texts += batch.texts
     if run is not None:
         run.phases.enter("outside")
     said_in = {one: text for share in ranks.gather(list(zip(sample_ids, texts, strict=True))) for one, text in share}

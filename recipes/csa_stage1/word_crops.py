@@ -44,26 +44,25 @@ class Crop(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CropLaw:
-    """How long each draw's crop is meant to be, and where it is meant to begin. The plan asks it too: batches are made
-    of crops that are alike in length."""
+class CropSampler:
+    """The random length and place of each draw's crop; the plan makes batches of crops of like lengths by them."""
 
     config: WordCropConfig
     seed: int
 
     def lengths_s(self, draws: Draws, *, segment: int) -> np.ndarray:
-        """(N,) float32. Of a crop around words they are what it is meant to have, not what it has."""
+        """Return the lengths (N,) float32 that crops are meant to have; around words they come out otherwise."""
         uniform = _uniform(self.seed, "crop.length", segment, draws)
         lengths = self.config.min_s + uniform * (self.config.max_s - self.config.min_s)
         return np.minimum(lengths, draws.length).astype(np.float32)
 
     def places(self, draws: Draws, *, segment: int) -> np.ndarray:
-        """(N,) in [0, 1): where among all places for a crop it is meant to begin."""
+        """Return (N,) in [0, 1): where among all places for a crop it is meant to begin."""
         return _uniform(self.seed, "crop.place", segment, draws)
 
 
 def word_crop(words: Words, *, duration_s: float, length_s: float, place: float, max_s: float) -> Crop | None:
-    """The crop of a clip of `duration_s` that comes nearest to `length_s`, never longer than `max_s`.
+    """Return the crop of a clip of `duration_s` that comes nearest to `length_s`, never longer than `max_s`.
 
     None where every word is longer than `max_s`, or there is none.
     """
@@ -90,7 +89,7 @@ def word_crop(words: Words, *, duration_s: float, length_s: float, place: float,
 
 
 def _near(words: Words, start_s: float, end_s: float) -> slice:
-    """The words between two times, and one more on either side: at least one."""
+    """Return the words between two times, and one more on either side: at least one."""
     first = int(np.searchsorted(words.ends_s, start_s)) - 1
     stop = int(np.searchsorted(words.starts_s, end_s)) + 1
     return slice(max(0, first), min(len(words.texts), stop))
@@ -102,7 +101,7 @@ def _key(seed: int, stream: str, segment: int) -> int:
 
 
 def _uniform(seed: int, stream: str, segment: int, draws: Draws) -> np.ndarray:
-    """(N,) float64 in [0, 1), a function of seed, stream, segment and each draw's source, epoch and row."""
+    """Return (N,) float64 in [0, 1), a function of seed, stream, segment and each draw's source, epoch and row."""
     mixed = np.array([_key(seed, stream, segment)], np.uint64)
     for part in (draws.source, draws.epoch, draws.row):
         mixed = mix64(mixed ^ mix64(part.astype(np.uint64)))

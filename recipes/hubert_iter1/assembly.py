@@ -17,8 +17,8 @@ from core.parallel.settings import ParallelConfig
 from core.report.loggers import LoggerConfig
 from core.samplers.settings import ShapedPlanConfig
 from core.train.settings import TrainConfig
-from core.train.trained import load_trained, read_section, weights_hash
-from core.units.frame_features import HiddenFeatures, MfccFeatures
+from core.train.trained import TrainedRun, weights_hash
+from core.units.frame_features import HiddenFeatures, MfccFeatures, layers_of_run
 from core.units.frame_labels import FrameGrid
 from core.units.labelled_speech import LabelledSpeechConfig
 from core.units.labelling import LabellingConfig
@@ -78,17 +78,12 @@ class Config:
 
 
 def clustered(config: Config) -> MfccFeatures:
-    """The features whose clusters this iteration predicts."""
+    """Return the features whose clusters this iteration predicts."""
     return MfccFeatures(config.features.convention)
 
 
 def layers_of(directory: Path, layers: list[int], *, ranks: Ranks) -> list[HiddenFeatures]:
-    """Layers of the newest checkpoint of a run of this or another iteration."""
-    model = HubertPretraining(HubertConfig(**read_section(directory, "model")))
-    load_trained(model, directory, ranks=ranks)
-    grid = FrameGrid(model.config.hop_samples, model.config.window_samples)
-    normalize, found = read_section(directory, "data")["crop"]["normalize"], weights_hash(model)
-    return [
-        HiddenFeatures(model.hubert, layer, grid, dim=model.config.dim, checkpoint=found, normalize=normalize)
-        for layer in layers
-    ]
+    """Return layers of the newest checkpoint of a run of this recipe."""
+    run = TrainedRun(directory, "hubert_iter1", str(directory))
+    model = run.model(HubertConfig, HubertPretraining, ranks=ranks)
+    return layers_of_run(run, model.hubert, layers, checkpoint=weights_hash(model))

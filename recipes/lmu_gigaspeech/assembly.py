@@ -1,6 +1,5 @@
 """What train, score and transcribe share: the configuration, the corpus and the model."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +10,8 @@ from core.config.schema import section
 from core.data.dataset import SpeechDataset
 from core.data.index import ManifestIndex
 from core.data.shar.shards import Shar
-from core.data.shar.stream import SharStream, link_seed, open_shar
-from core.data.sources import TrainingSource, open_sources
+from core.data.shar.stream import SharStream, link_seed
+from core.data.sources import TrainingSource
 from core.data.stream import LoaderConfig, TrainStream
 from core.distributed import Ranks
 from core.job.run import Run, RunConfig
@@ -22,7 +21,15 @@ from core.models.lmu.recognizer import LmuCtcConfig, build_lmu_ctc
 from core.optim.optim import OptimConfig
 from core.parallel.settings import ParallelConfig
 from core.recognition.asr import AsrConfig, AsrExamples
-from core.recognition.asr_corpus import FEATURE_STATS, Cuts, feature_stats, kept_vocabulary, transcripts
+from core.recognition.asr_corpus import (
+    FEATURE_STATS,
+    feature_stats,
+    kept_vocabulary,
+    load_feature_stats,
+    open_training_data,
+    training_cuts,
+    transcripts,
+)  # fmt: skip
 from core.recognition.recognize import DecodeConfig
 from core.report.loggers import LoggerConfig
 from core.samplers.plan import Plan, PlanConfig
@@ -83,7 +90,7 @@ class Corpus:
         if ranks.is_first and features.normalize == "corpus" and not (directory / FEATURE_STATS).exists():
             feature_stats(sources, config=features).save(directory / FEATURE_STATS)
         ranks.barrier()
-        return cls(config, train, valid, test, vocabulary, load_stats(config, directory))
+        return cls(config, train, valid, test, vocabulary, load_feature_stats(directory, config=features))
 
     @cached_property
     def references(self) -> dict[str, str]:
@@ -105,17 +112,8 @@ class Corpus:
         return SpeechDataset(indexes, examples, examples.dummy(), rate_hz, seed=seed, allowed_s=allowed_s)
 
 
-def open_training_data(config: AsrConfig, *, ranks: Ranks) -> list[TrainingSource] | Shar:
-    return open_shar(config.train, ranks) if config.order == "randomized" else open_sources(Path(config.train))
-
-
-def training_cuts(train: list[TrainingSource] | Shar) -> Sequence[Cuts]:
-    """Where the training texts are."""
-    return [train] if isinstance(train, Shar) else [source.manifest for source in train]
-
-
 def build_stream(config: Config, run: Run, corpus: Corpus) -> TrainStream | SharStream:
-    """The batches in the order that `data.order` asks for."""
+    """Return the batches in the order that `data.order` asks for."""
     accept_data = config.run.accept_data
     if isinstance(corpus.train, Shar):
         examples = corpus.examples()
@@ -136,11 +134,6 @@ def build_stream(config: Config, run: Run, corpus: Corpus) -> TrainStream | Shar
 
 
 def build_model(config: Config, *, vocab_size: int, seed: int) -> CTCModel:
-    """The same initial parameters for the same seed, on any number of ranks."""
+    """Build the model: the same initial parameters for the same seed, on any number of ranks."""
     seed_everything(seed, "model")
     return build_lmu_ctc(config.model, vocab_size=vocab_size)
-
-
-def load_stats(config: Config, directory: Path) -> FeatureStats | None:
-    """Those that a run was trained with; None where its features are not normalized by them."""
-    return FeatureStats.load(directory / FEATURE_STATS) if config.data.features.normalize == "corpus" else None

@@ -16,13 +16,13 @@ from core.data.stream import evaluation_batches
 from core.distributed import Ranks, joined
 from core.job.errors import said_plainly
 from core.job.run import Outcome, Run
-from core.recognition.asr_corpus import texts_of
+from core.recognition.asr_corpus import texts_of, training_cuts
 from core.recognition.fusion import build_scorer
 from core.recognition.recognize import Scored, recognize, record_hypotheses, summarize
 from core.rundir.files import SCORES, runs_root, write_json
 from core.samplers.plan import EvaluationPlan, Source
 from core.train.trained import load_trained
-from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus, build_model, training_cuts
+from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus, build_model
 
 logger = logging.getLogger(__name__)
 

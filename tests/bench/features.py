@@ -68,6 +68,7 @@ def feature_cases(rows: int) -> dict[str, Case]:
     normalized, plain = LogMel(FeatureConfig()), LogMel(FeatureConfig(normalize="none"))
     cases: dict[str, Case] = {
         "LogMel, normalized": lambda: normalized(audio, lengths),
+        "LogMel, normalized, made anew each time": lambda: LogMel(FeatureConfig())(audio, lengths),
         "LogMel": lambda: plain(audio, lengths),
     }
     try:

@@ -134,8 +134,8 @@ def test_a_finished_run_has_nothing_to_do(config: Path, whole: Path) -> None:
 
 
 @pytest.mark.parametrize(("setting", "problem"), [
-    ("model.ffn_dim=64", "pretrained.run=tiny1 is a model of another size: model.ffn_dim: 32 there, 64 here"),
-    ("pretrained.run=lmu", "lmu is not a run of HuBERT: its model has the keys encoder, head"),
+    ("model.ffn_dim=64", "pretrained.run=tiny1 has another encoder: model.ffn_dim: 32 there, 64 here"),
+    ("pretrained.run=lmu", "pretrained.run=lmu is no run of hubert_iter1 or hubert_iter2: "),
     ("pretrained.run=nowhere", "nowhere is not the directory of a trained run"),
     ("pretrained.run=untrained", "untrained has no complete checkpoint"),
     ("pretrained.checkpoint=0123", "pretrained.checkpoint=0123: the newest weights of"),

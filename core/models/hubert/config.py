@@ -13,6 +13,8 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Size = Literal["base", "large", "xlarge"]
 
+# What a model that begins with a pretrained encoder may choose anew, beside its dropout.
+OF_PRETRAINING = ("feature_grad_scale", "final_dim", "num_classes")
 _CONV_LAYERS = [[512, 10, 5], *[[512, 3, 2]] * 4, *[[512, 2, 2]] * 2]
 
 
