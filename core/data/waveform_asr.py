@@ -104,7 +104,7 @@ class WaveformCorpus:
 
     config: WaveformAsrConfig
     sources: list[TrainingSource]
-    valid: ManifestIndex
+    valid: list[TrainingSource]
     test: ManifestIndex
     vocabulary: CharacterVocabulary
 
@@ -112,7 +112,7 @@ class WaveformCorpus:
     def open(cls, config: WaveformAsrConfig, directory: Path, *, ranks: Ranks) -> "WaveformCorpus":
         """The characters are kept in `directory`, that of the run. ValueError for a manifest that is missing."""
         sources = open_sources(Path(config.train))
-        valid, test = (ManifestIndex.open(Path(path)) for path in (config.valid, config.test))
+        valid, test = open_sources(Path(config.valid)), ManifestIndex.open(Path(config.test))
         learned_from: list[Cuts] = [source.manifest for source in sources]
         vocabulary = kept_vocabulary(directory, learned_from, symbols=config.symbols, ranks=ranks)
         return cls(config, sources, valid, test, vocabulary)
@@ -147,8 +147,8 @@ class WaveformCorpus:
 
     def evaluation_set(self, split: Literal["valid", "test"], *, output_lengths: Callable[[Any], Any]) -> SpeechDataset:
         examples = WaveformExamples(self.config, self.vocabulary, output_lengths)
-        index = self.valid if split == "valid" else self.test
-        return SpeechDataset([index], examples, examples.dummy(), SAMPLE_RATE_HZ)
+        indexes = [source.manifest for source in self.valid] if split == "valid" else [self.test]
+        return SpeechDataset(indexes, examples, examples.dummy(), SAMPLE_RATE_HZ)
 
 
 @dataclass(frozen=True)
