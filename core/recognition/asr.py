@@ -28,7 +28,7 @@ class AsrConfig:
     """
 
     train: str  # a manifest, or a blend of several (.yaml); with order=randomized a Shar directory
-    valid: str
+    valid: str  # a manifest or a blend, of which every clip is taken once
     test: str
     order: Literal["exact", "randomized"] = "exact"
     features: FeatureConfig = field(default_factory=FeatureConfig)

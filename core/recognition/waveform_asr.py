@@ -105,7 +105,7 @@ class WaveformCorpus:
 
     config: WaveformAsrConfig
     sources: list[TrainingSource]
-    valid: ManifestIndex
+    valid: list[TrainingSource]
     test: ManifestIndex
     vocabulary: CharacterVocabulary
 
@@ -113,7 +113,7 @@ class WaveformCorpus:
     def open(cls, config: WaveformAsrConfig, directory: Path, *, ranks: Ranks) -> "WaveformCorpus":
         """Open the manifests; the characters are kept in the run's `directory`. ValueError for a missing manifest."""
         sources = open_sources(Path(config.train))
-        valid, test = (ManifestIndex.open(Path(path)) for path in (config.valid, config.test))
+        valid, test = open_sources(Path(config.valid)), ManifestIndex.open(Path(config.test))
         learned_from: list[Cuts] = [source.manifest for source in sources]
         vocabulary = kept_vocabulary(directory, learned_from, symbols=config.symbols, ranks=ranks)
         return cls(config, sources, valid, test, vocabulary)
@@ -148,8 +148,8 @@ class WaveformCorpus:
 
     def evaluation_set(self, split: Literal["valid", "test"], *, output_lengths: Callable[[Any], Any]) -> SpeechDataset:
         examples = WaveformExamples(self.config, self.vocabulary, output_lengths)
-        index = self.valid if split == "valid" else self.test
-        return SpeechDataset([index], examples, examples.dummy(), SAMPLE_RATE_HZ)
+        indexes = [source.manifest for source in self.valid] if split == "valid" else [self.test]
+        return SpeechDataset(indexes, examples, examples.dummy(), SAMPLE_RATE_HZ)
 
 
 @dataclass(frozen=True)

@@ -44,15 +44,10 @@ class Admitted(NamedTuple):
 
 
 def admit(source: Source, budget: Budget) -> Admitted:
-    """Look at every length of a source. Raises ValueError for a source that cannot be planned, with source and row.
+    """Look at every length of a source. Raise ValueError for a source that cannot be planned, with source and row.
 
     Memory: nothing when all rows are admitted, else 4 bytes a row.
     """
-    if source.unit != budget.unit:
-        raise ValueError(
-            f"source {source.name!r} has lengths in {source.unit}, plan.{budget.keys.total} counts {budget.unit}; "
-            "use the plan section of its unit"
-        )
     allowed = np.float32(budget.allowed)
     keys, unit = budget.keys, budget.unit
     is_skipping = budget.over_budget == "skip"
@@ -60,7 +55,7 @@ def admit(source: Source, budget: Budget) -> Admitted:
     first_over: tuple[int, float] | None = None
     total = longest = 0.0
     kept: list[np.ndarray] = []
-    for begin, lengths in blocks(source):
+    for begin, lengths in blocks(source, budget):
         checksum = zlib.crc32(lengths.data, checksum)
         too_short = lengths < np.float32(budget.min_length)
         over = lengths > allowed
@@ -97,8 +92,16 @@ def admit(source: Source, budget: Budget) -> Admitted:
     )
 
 
-def blocks(source: Source) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (first row, lengths as contiguous float32) of each block. Raises ValueError where a length is none."""
+def blocks(source: Source, budget: Budget) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first row, lengths as contiguous float32) of each block.
+
+    Raise ValueError where a length is none, and for a source whose unit is not that of the budget.
+    """
+    if source.unit != budget.unit:
+        raise ValueError(
+            f"source {source.name!r} has lengths in {source.unit}, plan.{budget.keys.total} counts {budget.unit}; "
+            "use the plan section of its unit"
+        )
     if len(source.lengths) == 0:
         raise ValueError(f"source {source.name!r} has no rows; prepare its manifest again or leave it out")
     for begin in range(0, len(source.lengths), _BLOCK):

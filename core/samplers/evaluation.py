@@ -1,5 +1,7 @@
 """The plan of an evaluation: every example of its sources exactly once, none filtered or dropped, in a fixed order."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from core.samplers.admission import Source, blocks
@@ -15,10 +17,11 @@ class EvaluationPlan:
     ValueError for a source without rows or with a length that is none.
     """
 
-    def __init__(self, source: Source, rules: Rules) -> None:
-        lengths = np.concatenate([block for _, block in blocks(source)])
+    def __init__(self, sources: Sequence[Source], rules: Rules) -> None:
+        lengths = np.concatenate([block for source in sources for _, block in blocks(source, rules.budget)])
         order = np.argsort(-lengths, kind="stable")
         capacity = rules.budget.capacity(rules.budget.padded(lengths[order]))
+        self._first_rows = np.cumsum([0, *(len(source.lengths) for source in sources)])
         self._batches: list[np.ndarray] = []
         begin = 0
         while begin < len(order):
@@ -32,6 +35,12 @@ class EvaluationPlan:
         The last ones of short ranks are empty.
         """
         assert 0 <= dp_rank < dp_size, (dp_rank, dp_size)
-        mine = [[Draw(0, 0, row) for row in rows.tolist()] for rows in self._batches[dp_rank::dp_size]]
+        mine = [self._draws(rows) for rows in self._batches[dp_rank::dp_size]]
         most = -(-len(self._batches) // dp_size)
         return mine + [[] for _ in range(most - len(mine))]
+
+    def _draws(self, rows: np.ndarray) -> list[Draw]:
+        """Return the examples at some rows of all sources, one behind the other."""
+        source = np.searchsorted(self._first_rows, rows, side="right") - 1
+        row = rows - self._first_rows[source]
+        return [Draw(*one) for one in zip(source.tolist(), [0] * len(rows), row.tolist(), strict=True)]

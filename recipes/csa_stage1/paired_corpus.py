@@ -35,7 +35,7 @@ _LENGTH_CLIPS = 5_000
 
 @section
 class PairedCorpusConfig:
-    """`train`: a manifest or a blend; `valid`, `test`: manifests. `evaluate`: whole clips, or one crop of each, always
+    """`train`, `valid`: a manifest or a blend; `test`: a manifest. `evaluate`: whole clips, or one crop of each, always
     the same. `pcm_cache`: read samples from the caches that `prepare` put beside the manifests."""
 
     train: str
@@ -60,7 +60,7 @@ class PairedCorpus:
 
     config: PairedCorpusConfig
     sources: list[TrainingSource]
-    valid: ManifestIndex
+    valid: list[TrainingSource]
     test: ManifestIndex
     tokenizer: Tokenizer
 
@@ -71,7 +71,7 @@ class PairedCorpus:
         All ranks together. ValueError for what is missing.
         """
         sources = open_sources(Path(config.train))
-        valid, test = (ManifestIndex.open(Path(path)) for path in (config.valid, config.test))
+        valid, test = open_sources(Path(config.valid)), ManifestIndex.open(Path(config.test))
         vocabulary = None
         if config.tokenizer.kind == "characters":
             vocabulary = kept_vocabulary(directory, [source.manifest for source in sources], ranks=ranks)
@@ -86,16 +86,20 @@ class PairedCorpus:
         return self._dataset([source.manifest for source in self.sources], self._crops(seed))
 
     def evaluation_plan(self, split: Split, config: PlanConfig, *, seed: int) -> EvaluationPlan:
-        """Of every clip of a split once; `config`: its limits on a batch."""
-        index, crops = self.index(split), self._evaluation_crops(seed)
-        durations_s = index.durations_s
-        if crops is not None:
-            zero = np.zeros(len(index), np.int64)
-            durations_s = crops.lengths_s(Draws(zero, zero, np.arange(len(index)), durations_s, False), segment=0)
-        return EvaluationPlan(Source(split, durations_s), config)
+        """Plan every clip of a split once; `config`: its limits on a batch."""
+        crops, sources = self._evaluation_crops(seed), []
+        for number, index in enumerate(self._held_out(split)):
+            durations_s = index.durations_s
+            if crops is not None:
+                source, epoch = np.full(len(index), number), np.zeros(len(index), np.int64)
+                durations_s = crops.lengths_s(
+                    Draws(source, epoch, np.arange(len(index)), durations_s, False), segment=0
+                )
+            sources.append(Source(split, durations_s))
+        return EvaluationPlan(sources, config)
 
     def evaluation_set(self, split: Split, *, seed: int) -> PairedSpeech:
-        return self._dataset([self.index(split)], self._evaluation_crops(seed))
+        return self._dataset(self._held_out(split), self._evaluation_crops(seed))
 
     def training_lengths(self) -> tuple[np.ndarray, np.ndarray]:
         """Duration (N,) in seconds and number of characters (N,) of some whole clips, evenly spread over the sources:
@@ -111,8 +115,8 @@ class PairedCorpus:
                     num_chars.append(len(text))
         return np.array(durations_s), np.array(num_chars)
 
-    def index(self, split: Split) -> ManifestIndex:
-        return {"valid": self.valid, "test": self.test}[split]
+    def _held_out(self, split: Split) -> list[ManifestIndex]:
+        return [source.manifest for source in self.valid] if split == "valid" else [self.test]
 
     def _crops(self, seed: int) -> CropSampler | None:
         return None if self.config.crop is None else CropSampler(self.config.crop, seed)

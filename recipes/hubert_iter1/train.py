@@ -21,7 +21,7 @@ from core.models.hubert.model import HubertPretraining
 from core.optim.parameters import describe_parameters, freeze
 from core.parallel.engine import build_engine
 from core.rundir.files import CLUSTERS, SCORES, write_json
-from core.samplers.plan import EvaluationPlan, Plan, Source
+from core.samplers.plan import EvaluationPlan, Plan
 from core.seeding import seed_everything
 from core.train.evaluate import evaluate
 from core.train.loop import fit
@@ -59,7 +59,7 @@ def train(config: Config, run: Run) -> Outcome:
 
     def validate(step: int) -> Mapping[str, float] | None:
         dataset = corpus.validation_set(stores, grid=config.grid, seed=run.seed, shapes=config.plan.shapes)
-        eval_plan = EvaluationPlan(Source("valid", corpus.valid.durations_s), config.plan)
+        eval_plan = EvaluationPlan([source.planned for source in corpus.valid], config.plan)
         batches = evaluation_batches(eval_plan, dataset, config=config.loader, ranks=run.ranks)
         scored = partial(score, most_frequent=most_frequent_label(stores), config=config.loss)
         return evaluate(run, model, batches, scored)

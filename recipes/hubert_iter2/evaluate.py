@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def recognize_test(config: Config, ranks: Ranks, model: nn.Module, corpus: WaveformCorpus) -> list[Scored]:
     """Every test utterance once, on all ranks alike."""
-    plan = EvaluationPlan(Source("test", corpus.test.durations_s), config.plan)
+    plan = EvaluationPlan([Source("test", corpus.test.durations_s)], config.plan)
     dataset = corpus.evaluation_set("test", output_lengths=config.model.output_lengths)
     return recognize(
         model,

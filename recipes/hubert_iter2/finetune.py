@@ -24,7 +24,7 @@ from core.optim.parameters import describe_parameters, freeze
 from core.parallel.engine import build_engine
 from core.recognition.recognize import Predictions, count_errors
 from core.recognition.waveform_asr import WaveformCorpus
-from core.samplers.plan import EvaluationPlan, Plan, Source
+from core.samplers.plan import EvaluationPlan, Plan
 from core.train.evaluate import evaluate
 from core.train.loop import fit
 from recipes.hubert_iter2.evaluate import recognize_test, write_results
@@ -58,7 +58,7 @@ def finetune(config: Config, run: Run) -> Outcome:
 
     def validate(step: int) -> Mapping[str, float] | None:
         predictions = Predictions(run, corpus.vocabulary, step=step)
-        eval_plan = EvaluationPlan(Source("valid", corpus.valid.durations_s), config.plan)
+        eval_plan = EvaluationPlan([source.planned for source in corpus.valid], config.plan)
         dataset = corpus.evaluation_set("valid", output_lengths=lengths)
         batches = evaluation_batches(eval_plan, dataset, config=config.loader, ranks=run.ranks)
         return evaluate(run, model, batches, partial(count_errors, predictions=predictions))

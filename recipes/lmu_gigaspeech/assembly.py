@@ -11,7 +11,7 @@ from core.data.dataset import SpeechDataset
 from core.data.index import ManifestIndex
 from core.data.shar.shards import Shar
 from core.data.shar.stream import SharStream, link_seed
-from core.data.sources import TrainingSource
+from core.data.sources import TrainingSource, open_sources
 from core.data.stream import LoaderConfig, TrainStream
 from core.distributed import Ranks
 from core.job.run import Run, RunConfig
@@ -75,7 +75,7 @@ class Corpus:
 
     config: Config
     train: list[TrainingSource] | Shar  # the latter with data.order=randomized
-    valid: ManifestIndex
+    valid: list[TrainingSource]
     test: ManifestIndex
     vocabulary: CharacterVocabulary
     stats: FeatureStats | None  # with data.features.normalize=corpus
@@ -84,7 +84,7 @@ class Corpus:
     def open(cls, config: Config, directory: Path, *, ranks: Ranks) -> "Corpus":
         """What is learned from the training data is made once, and kept in the run directory."""
         train = open_training_data(config.data, ranks=ranks)
-        valid, test = (ManifestIndex.open(Path(path)) for path in (config.data.valid, config.data.test))
+        valid, test = open_sources(Path(config.data.valid)), ManifestIndex.open(Path(config.data.test))
         sources, features = training_cuts(train), config.data.features
         vocabulary = kept_vocabulary(directory, sources, ranks=ranks)
         if ranks.is_first and features.normalize == "corpus" and not (directory / FEATURE_STATS).exists():
@@ -104,7 +104,8 @@ class Corpus:
         return self._dataset([source.manifest for source in sources], seed=seed, allowed_s=plan.crop_length)
 
     def evaluation_set(self, split: Literal["valid", "test"]) -> SpeechDataset:
-        return self._dataset([self.valid if split == "valid" else self.test], seed=None, allowed_s=None)
+        indexes = [source.manifest for source in self.valid] if split == "valid" else [self.test]
+        return self._dataset(indexes, seed=None, allowed_s=None)
 
     def _dataset(self, indexes: list[ManifestIndex], *, seed: int | None, allowed_s: float | None) -> SpeechDataset:
         examples = self.examples()

@@ -57,7 +57,7 @@ def score_test(config: Config, run: Run, model: nn.Module, corpus: Corpus, outco
 
 def recognize_test(config: Config, ranks: Ranks, model: nn.Module, corpus: Corpus) -> list[Scored]:
     """Every test utterance once, on all ranks alike."""
-    plan = EvaluationPlan(Source(SPLIT, corpus.test.durations_s), config.plan)
+    plan = EvaluationPlan([Source(SPLIT, corpus.test.durations_s)], config.plan)
     return recognize(
         model,
         evaluation_batches(plan, corpus.evaluation_set("test"), config=config.loader, ranks=ranks),

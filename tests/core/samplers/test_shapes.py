@@ -140,7 +140,7 @@ def test_a_resume_is_the_tail() -> None:
 def test_an_evaluation_has_the_same_shapes() -> None:
     config = rules(min_cut_s=2.0, max_cut_s=15.625, max_duration_s=87.5)
     durations = like_librispeech(500, seed=3)
-    batches = EvaluationPlan(Source("dev", durations), config).batches(0, 1)
+    batches = EvaluationPlan([Source("dev", durations)], config).batches(0, 1)
     for draws in batches:
         own = [draw.row for draw in draws]
         assert len(own) <= shape(durations[own], config)[0] or len(own) == 1

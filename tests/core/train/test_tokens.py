@@ -1,8 +1,10 @@
 """Training on token sequences, without audio and without a manifest: planned, streamed, trained and resumed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.checkpoint.store import CheckpointConfig
+from core.config.load import parse_args
 from core.config.schema import section
 from core.data.stream import LoaderConfig, TrainStream
 from core.job.run import Outcome, Run, RunConfig, run_job
@@ -33,16 +36,38 @@ VOCABULARY = 17
 LENGTHS = np.random.default_rng(0).geometric(1 / 40, 300).clip(2, 128)  # int64: any numbers will do
 
 
+YAML = """\
+run:
+  name: texts
+  device: cpu
+  record_samples: true
+plan:
+  micro_batches_per_step: 2
+  max_tokens: 256
+  num_buckets: 6
+  chunk_draws: 120
+train:
+  max_steps: 25
+  log_every_steps: 1
+optim:
+  lr: 0.1
+checkpoint:
+  every_steps: 4
+loggers:
+  tensorboard: false
+"""
+
+
 @section
 class Config:
     run: RunConfig
+    plan: TokenPlanConfig
     train: TrainConfig
-    plan: TokenPlanConfig = TokenPlanConfig(micro_batches_per_step=2, max_tokens=256, num_buckets=6, chunk_draws=120)
-    optim: OptimConfig = OptimConfig(lr=0.1)
+    optim: OptimConfig
     parallel: ParallelConfig = ParallelConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig(every_steps=4)
+    checkpoint: CheckpointConfig
     stop: StopConfig = StopConfig()
-    loggers: LoggerConfig = LoggerConfig(tensorboard=False)
+    loggers: LoggerConfig
 
 
 @dataclass(frozen=True)
@@ -102,17 +127,23 @@ def train(config: Config, run: Run) -> Outcome:
     return fit(run, engine, data, loss_fn)
 
 
-def job(root: Path, monkeypatch: pytest.MonkeyPatch, **of_run: Any) -> int:
-    monkeypatch.setenv("BATON_RUNS", str(root))
-    run = RunConfig(name="texts", device="cpu", record_samples=True, **of_run)
-    config = Config(run=run, train=TrainConfig(max_steps=25, log_every_steps=1))
+def main(argv: Sequence[str]) -> int:
+    config = parse_args(Config, argv=argv, prog="train", description="toy", default_config=Path("none"))
     return run_job(config, partial(train, config))
 
 
-def test_tokens_are_trained_on_and_resumed_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert job(tmp_path / "whole", monkeypatch) == ExitCode.DONE
-    codes = [job(tmp_path / "cut", monkeypatch, link_steps=14) for _ in range(2)]
-    assert codes == [ExitCode.CONTINUE, ExitCode.DONE]
+def job(root: Path, *overrides: str) -> list[int | None]:
+    root.mkdir(exist_ok=True)
+    (root / "texts.yaml").write_text(YAML)
+    codes, text = runs.link(root / "texts.yaml", root, *overrides, recipe=SimpleNamespace(main=main))
+    assert "tokens/s" in text, text
+    return codes
+
+
+def test_tokens_are_trained_on_and_resumed_exactly(tmp_path: Path) -> None:
+    assert job(tmp_path / "whole") == [ExitCode.DONE]
+    codes = [job(tmp_path / "cut", "run.link_steps=9") for _ in range(3)]
+    assert codes == [[ExitCode.CONTINUE], [ExitCode.CONTINUE], [ExitCode.DONE]]
     whole, cut = tmp_path / "whole" / "texts", tmp_path / "cut" / "texts"
     assert runs.losses(cut) == runs.losses(whole) and len(runs.losses(whole)) == 25
     assert runs.samples(cut) == runs.samples(whole)
