@@ -8,19 +8,17 @@ So the gradient does not depend on padding, on the number of ranks, or on how th
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
 from core.checkpoint.retention import check_metrics
 from core.job.errors import DataError, DivergedError
 from core.job.hardware import peak_flops
 from core.job.run import Outcome, Run
-from core.losses.output import LossOutput
+from core.losses.output import LossOutput, zero_gradients
 from core.optim.optim import learning_rate
 from core.parallel.engine import Engine
 from core.rundir.files import BAD_SAMPLES, SAMPLES, SKIPPED_UPDATES, append_record
@@ -163,11 +161,10 @@ def _backpropagate(
 ) -> Iterator[LossOutput]:
     """Send a micro-batch's loss backward, whole or part by part; only the last backward of the step synchronizes.
 
-    Without a weight it goes forward and backward all the same, since other ranks may wait for this one's collectives,
-    but its gradients are exactly 0, also where the loss is not finite.
+    Without a weight it goes there all the same, as other ranks wait for its collectives, but with gradients of 0.
     """
     run.phases.enter("forward")
-    with _zero_gradients(engine.model) if not weight else nullcontext():
+    with zero_gradients(engine.model) if not weight else nullcontext():
         with engine.accumulate(last=is_last):
             loss = loss_fn(engine.model, batch)
             if isinstance(loss, LossOutput):
@@ -183,22 +180,6 @@ def _backpropagate(
                 run.phases.enter("reduce" if is_last_part else "backward")
                 engine.backward(output.loss_sum * weight)
                 yield output
-
-
-@contextmanager
-def _zero_gradients(model: nn.Module) -> Iterator[None]:
-    """Replace, meanwhile, the gradient of all that the model returns by 0."""
-
-    def hook(_: nn.Module, inputs: Any, output: Any) -> None:
-        for tensor in tree_leaves(output):
-            if isinstance(tensor, Tensor) and tensor.requires_grad:
-                tensor.register_hook(torch.zeros_like)
-
-    handle = model.register_forward_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _agree(run: Run, step: Step) -> Counts:
