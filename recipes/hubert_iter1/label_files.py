@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.data.index import ManifestIndex
-from core.job.errors import said_plainly
+from core.job.errors import exit_on_error
 from core.rundir.files import runs_root
 from core.units.label_store import LabelCard, LabelStore, manifest_print
 from core.units.labelling import LABELS
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.action == "import" and options.num_clusters is None:
         parser.error("import needs --num-clusters: the largest label need not occur")
-    with said_plainly():
+    with exit_on_error():
         index = ManifestIndex.open(options.manifest)
         directory = runs_root() / options.run / LABELS / index.manifest.stem
         if options.action == "export":

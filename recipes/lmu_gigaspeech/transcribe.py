@@ -17,7 +17,7 @@ from torch import Tensor
 
 from core.config.load import load
 from core.distributed import Ranks, joined
-from core.job.errors import said_plainly
+from core.job.errors import exit_on_error
 from core.models.ctc import CTCModel
 from core.recognition.asr_corpus import VOCABULARY, texts_of
 from core.recognition.decoding import beam_search, greedy_search
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_can_stream(config)
     device = "cpu" if config.run.device == "cpu" else "auto"
     with joined(device=device) as ranks:
-        with said_plainly():
+        with exit_on_error():
             transcriber = Transcriber.open(arguments.run, ranks=ranks, use_ngram=arguments.ngram)
         num_bad = 0
         for path in arguments.paths:
