@@ -24,7 +24,7 @@ NoteBad = Callable[[BadSample], object]
 
 
 class FrameFeatures(Protocol):
-    """Features of frames, and the facts by which labels made of them are known (see LabelCard)."""
+    """The features of frames, and the facts by which labels made of them are known (see LabelCard)."""
 
     @property
     def name(self) -> str: ...
@@ -38,7 +38,7 @@ class FrameFeatures(Protocol):
     def dim(self) -> int: ...
 
     def __call__(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        """audio (B, S), num_samples (B,) -> features (B, T, D), their frames (B,)."""
+        """Map audio (B, S) and num_samples (B,) to features (B, T, D) and their frames (B,)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class MfccFeatures:
 
 
 class HiddenModel(Protocol):
-    """core.models.hubert.model.Hubert, or any other model with layers to look at."""
+    """A model with layers to look at, such as core.models.hubert.model.Hubert."""
 
     def hidden(self, audio: Tensor, num_samples: Tensor, *, layer: int) -> tuple[Tensor, Tensor]: ...
 
@@ -70,7 +70,8 @@ class HiddenModel(Protocol):
 class HiddenFeatures:
     """The output of a layer. A clip alone in its batch is cut at frames of the grid into parts of `most_s`: attention
     over an hour would need more memory than there is. `normalize`: as the model was trained (see CropConfig).
-    `smooth_frames`: each frame is the mean of so many around it, weighted by a triangle."""
+    `smooth_frames`: each frame is the mean of so many around it, weighted by a triangle.
+    """
 
     model: HiddenModel
     layer: int
@@ -110,12 +111,12 @@ class HiddenFeatures:
 
 
 def hidden_name(smooth_frames: int) -> str:
-    """By which labels of a layer are known."""
+    """Return the name by which labels of a layer are known."""
     return "hubert" if smooth_frames == 1 else f"hubert:smooth{smooth_frames}"
 
 
 def smoothed(frames: Tensor, num_frames: Tensor, *, width: int) -> Tensor:
-    """(B, T, D) -> (B, T, D), the means of `width` (odd) frames around each, weighted by a triangle.
+    """Map (B, T, D) to the means of `width` (odd) frames around each, weighted by a triangle.
 
     Only a clip's own frames count, and there are fewer of them at its ends.
     """
@@ -142,7 +143,7 @@ def extract(
     device: torch.device,
     note_bad: NoteBad,
 ) -> Iterator[tuple[int, Tensor]]:
-    """(row, features (T, D) in fp32 on `device`) of each row, ordered by length.
+    """Yield (row, features (T, D) in fp32 on `device`) of each row, ordered by length.
 
     A batch has at most `batch_s` of padded audio, a longer clip is alone. A clip that cannot be read is noted and
     left out. ValueError naming a clip whose features are not finite.
@@ -173,7 +174,7 @@ def extract(
 
 
 def _normalized(audio: Tensor, num_samples: Tensor) -> Tensor:
-    """(B, S) with mean 0 and variance 1 over the samples of each row, 0 behind them."""
+    """Return (B, S) with mean 0 and variance 1 over the samples of each row, 0 behind them."""
     is_valid = torch.arange(audio.size(1), device=audio.device) < num_samples[:, None]
     counts = num_samples[:, None]
     centered = (audio - audio.masked_fill(~is_valid, 0.0).sum(1, keepdim=True) / counts).masked_fill(~is_valid, 0.0)
@@ -181,7 +182,7 @@ def _normalized(audio: Tensor, num_samples: Tensor) -> Tensor:
 
 
 def _batches(durations_s: np.ndarray, rows: Sequence[int], *, batch_s: float) -> Iterator[list[int]]:
-    """Rows of like lengths under the budget, the shortest first."""
+    """Yield rows of like lengths under the budget, the shortest first."""
     batch: list[int] = []
     for row in sorted(rows, key=lambda row: (float(durations_s[row]), row)):
         if batch and (len(batch) + 1) * durations_s[row] > batch_s:

@@ -20,16 +20,17 @@ from core.samplers.rules import Shapes
 from core.speech.channel import Channel, ChannelConfig
 from core.speech.masking import MaskConfig
 from core.units.frame_labels import FrameGrid
-from core.units.label_store import LabelStore, manifest_print
+from core.units.label_store import LabelStore, manifest_fingerprint
 from core.units.labelling import LABELS
 from core.units.masked_speech import CropConfig, MaskedSpeech
 
 
 @section
 class LabelledSpeechConfig:
-    """`train`: a manifest or a blend, `valid`: a manifest. `labels`: the run that prepared them, by its name under
-    `runs/` or its directory; any folder with label stores `labels/MANIFEST` will do. `channel`: what each training crop
-    is heard through, with the labels of the clean one; null: nothing."""
+    """Speech and labels. `train`: a manifest or a blend, `valid`: a manifest. `labels`: the run that made them, by its
+    name under `runs/` or its directory; any folder with label stores `labels/MANIFEST` will do. `channel`: what each
+    training crop is heard through, with the labels of the clean one; null: nothing.
+    """
 
     train: str
     valid: str
@@ -49,7 +50,7 @@ class LabelledSpeech:
 
     @classmethod
     def open(cls, config: LabelledSpeechConfig) -> "LabelledSpeech":
-        """ValueError for a manifest that is missing, and for one that is trained and validated on."""
+        """Open the manifests; ValueError for one that is missing, or that is trained and validated on."""
         sources, valid = open_sources(Path(config.train)), ManifestIndex.open(Path(config.valid))
         if valid.manifest.stem in (source.name for source in sources):
             raise ValueError(f"data.valid={config.valid}: a training source has the name {valid.manifest.stem}, too")
@@ -57,7 +58,7 @@ class LabelledSpeech:
 
     @property
     def indexes(self) -> Mapping[str, ManifestIndex]:
-        """All manifests by name; those to train on first."""
+        """The manifests by name; those to train on first."""
         return {source.name: source.manifest for source in self.sources} | {self.valid.manifest.stem: self.valid}
 
     @property
@@ -65,17 +66,17 @@ class LabelledSpeech:
         return [source.manifest for source in self.sources]
 
     def stores(self, **expected: Any) -> list[LabelStore]:
-        """The labels of each of `indexes`; ValueError where their cards contradict `expected` or the manifests."""
+        """Open the labels of each of `indexes`; ValueError where their cards contradict `expected` or the manifests."""
         folder = runs_root() / self.config.labels / LABELS
         return [
-            LabelStore.open(folder / name, manifest=manifest_print(index), **expected)
+            LabelStore.open(folder / name, manifest=manifest_fingerprint(index), **expected)
             for name, index in self.indexes.items()
         ]
 
     def training_set(
         self, stores: list[LabelStore], *, grid: FrameGrid, seed: int, shapes: Shapes | None = None
     ) -> MaskedSpeech:
-        """`shapes`: those of the plan, `plan.shapes`."""
+        """Return the training data. `shapes`: those of the plan, `plan.shapes`."""
         crop, mask, channel = self.config.crop, self.config.mask, self.config.channel
         through = None if channel is None else Channel(channel, grid.sample_rate_hz)
         return MaskedSpeech(
@@ -85,11 +86,11 @@ class LabelledSpeech:
     def validation_set(
         self, stores: list[LabelStore], *, grid: FrameGrid, seed: int, shapes: Shapes | None = None
     ) -> MaskedSpeech:
-        """With the same crops and masks each time."""
+        """Return the validation data, with the same crops and masks each time."""
         crop, mask = self.config.crop, self.config.mask
         return MaskedSpeech([self.valid], stores[-1:], grid, crop, mask, seed=seed, shapes=shapes)
 
 
 def most_frequent_label(stores: list[LabelStore]) -> int:
-    """Of the training labels: what a model that hears nothing would guess."""
+    """Return the label that a model that hears nothing would guess: the most frequent of training."""
     return int(np.sum([store.counts() for store in stores[:-1]], axis=0).argmax())

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @section
 class CropConfig:
-    """How clips become rows of a batch.
+    """Settings of how clips become rows of a batch.
 
     A clip longer than `max_s` gives a random part of it, in every epoch another. `fit`: shorter clips are padded to the
     longest of the batch (or to a shape of `plan.static_shapes`), or all cropped to the shortest (as torchaudio and
@@ -46,7 +46,7 @@ class CropConfig:
 
 @dataclass(frozen=True)
 class MaskedBatch:
-    """What one forward sees. `num_targets`: masked frames. `dropped_layers`: see core/data/layer_drop.py.
+    """The input of one forward. `num_targets`: masked frames. `dropped_layers`: see core/data/layer_drop.py.
 
     Of the B rows the first R are clips, the others fill a static shape: silence of no frames, which changes nothing.
     An empty micro-batch is one silent row without masked frames, or a static shape of such rows.
@@ -73,7 +73,7 @@ class MaskedBatch:
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
 
     def pin_memory(self) -> "MaskedBatch":
-        """Called by the loader where batches go to a GPU."""
+        """Pin the tensors; called by the loader where batches go to a GPU."""
         return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
 
@@ -107,7 +107,7 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
     segment: int = 0  # of the plan: the epochs of each begin at 0
 
     def __post_init__(self) -> None:
-        """ValueError for labels of another number of cuts, or at a rate that does not fall on the grid."""
+        """Raise ValueError for labels of another number of cuts, or at a rate that does not fall on the grid."""
         for index, store in zip(self.indexes, self.labels, strict=True):
             at_grid(np.zeros(0), labels_hz=store.card.rate_hz, grid=self.grid)
             if len(index) != len(store):
@@ -138,7 +138,7 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
         return self._collate(rows, bad, rng)
 
     def _row(self, cut: "MonoCut", labels: np.ndarray, *, length: int, most: int, rng: np.random.Generator) -> _Row:
-        """A part of a cut of `length` samples with the labels of its frames; BadSample where there is none."""
+        """Return a part of a cut of `length` samples and the labels of its frames, or BadSample where there is none."""
         if len(labels) == 0:
             raise BadSample(cut.id, "no labels: it could not be read when they were made", "")
         try:
@@ -158,7 +158,7 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
         return _Row(cut.id, samples, labels[place.first_frame : place.first_frame + num_frames])
 
     def _read(self, cut: "MonoCut", place: Crop, *, length: int) -> np.ndarray:
-        """Only the crop is decoded where the file has the grid's rate; else all of it, as resampling looks around."""
+        """Decode only the crop where the file has the grid's rate; else all of it, as resampling looks around."""
         rate_hz = self.grid.sample_rate_hz
         if cut.sampling_rate == rate_hz and place.num_samples < length:
             offset_s, duration_s = place.start_samples / rate_hz, place.num_samples / rate_hz
@@ -195,7 +195,7 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
         )
 
     def _shape(self, num_frames: np.ndarray) -> tuple[int, int]:
-        """Rows and frames of the batch of clips with so many frames (R,)."""
+        """Return rows and frames of the batch of clips with so many frames (R,)."""
         if self.shapes is None:
             return max(1, len(num_frames)), int(num_frames.max(initial=self.mask.length))
         num_samples = self.shapes.upper_s * ROUNDING * self.grid.sample_rate_hz
