@@ -23,28 +23,29 @@ from core.speech.resampling import resample
 from core.text.normalization import normalize_transcript
 from core.text.tokenization import Tokenizer
 from core.text.words import Words, words_of
-from recipes.csa_stage1.word_crops import CropLaw, word_crop
+from recipes.csa_stage1.word_crops import CropSampler, word_crop
 
 _DUMMY_S = 1.0
 
 
 @section
 class PairConfig:
-    """What the encoders get. `normalize`: each row to mean 0 and variance 1, as wav2vec 2.0 wants it. `text`: as it is
-    written, or as it is spoken (lower case, no punctuation, English numbers in words)."""
+    """The input of the encoders. `normalize`: each row to mean 0 and variance 1, as wav2vec 2.0 wants it. `text`: as it
+    is written, or as it is spoken (lower case, no punctuation, English numbers in words).
+    """
 
     sample_rate_hz: int = 16000
     normalize: bool = True
     text: Literal["written", "spoken"] = "written"
 
     def text_of(self, written: str, *, language: str) -> str | None:
-        """None where nothing is spoken."""
+        """Return a text as it is encoded; None where nothing is spoken."""
         return normalize_transcript(written, language=language) if self.text == "spoken" else written
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """What one forward sees. `num_targets`: pairs. `text_keys`: equal where the spoken words are equal.
+    """The input of one forward. `num_targets`: pairs. `text_keys`: equal where the spoken words are equal.
 
     An empty micro-batch is one silent row that counts for nothing.
     """
@@ -65,7 +66,7 @@ class PairBatch:
         return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
 
     def pin_memory(self) -> "PairBatch":
-        """Called by the loader where batches go to a GPU."""
+        """Pin the tensors; called by the loader where batches go to a GPU."""
         return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
 
 
@@ -87,13 +88,13 @@ class Pair:
 class PairedSpeech(torch.utils.data.Dataset[PairBatch]):
     """`dataset[draws]` is the batch of one micro-batch of the plan.
 
-    `law`: how clips are cropped; None for whole clips. `caches`: of each index, None to decode its files.
+    `crops`: how clips are cropped; None for whole clips. `caches`: of each index, None to decode its files.
     """
 
     indexes: Sequence[ManifestIndex]
     caches: Sequence[PcmCache | None]
     config: PairConfig
-    law: CropLaw | None
+    crops: CropSampler | None
     tokenizer: Tokenizer
     max_tokens: int
     segment: int = 0  # of the plan: the epochs of each begin at 0
@@ -116,15 +117,15 @@ class PairedSpeech(torch.utils.data.Dataset[PairBatch]):
         return self._collate(pairs, bad)
 
     def _drawn(self, draws: Sequence[Draw]) -> tuple[list[float], list[float]]:
-        """The length of each draw's crop, infinite for the whole clip, and where it is meant to begin."""
-        if self.law is None or not draws:
+        """Return the length of each draw's crop, infinite for the whole clip, and where it is meant to begin."""
+        if self.crops is None or not draws:
             return [np.inf] * len(draws), [0.0] * len(draws)
         source, epoch, row = (np.array(column) for column in zip(*draws, strict=True))
         durations_s = np.array([self.indexes[draw.source].durations_s[draw.row] for draw in draws], np.float32)
         arrays = Draws(source, epoch, row, durations_s, repeats=False)
-        lengths_s = self.law.lengths_s(arrays, segment=self.segment)
+        lengths_s = self.crops.lengths_s(arrays, segment=self.segment)
         whole = lengths_s >= durations_s
-        return np.where(whole, np.inf, lengths_s).tolist(), self.law.places(arrays, segment=self.segment).tolist()
+        return np.where(whole, np.inf, lengths_s).tolist(), self.crops.places(arrays, segment=self.segment).tolist()
 
     def _pair(self, draw: Draw, *, length_s: float, place: float) -> Pair:
         record = self.indexes[draw.source].record(draw.row)
@@ -145,17 +146,17 @@ class PairedSpeech(torch.utils.data.Dataset[PairBatch]):
         return Pair(clip.sample_id, samples, text, text_key(spoken or text), token_ids)
 
     def _part(self, clip: Place, words: Words, *, length_s: float, place: float) -> tuple[float, float, str]:
-        """Start and duration in the clip, and the text."""
+        """Return start and duration in the clip, and the text."""
         if not words.texts:
             raise BadSample(clip.sample_id, "no text", clip.path)
-        max_s = np.inf if self.law is None else self.law.config.max_s
+        max_s = np.inf if self.crops is None else self.crops.config.max_s
         crop = word_crop(words, duration_s=clip.duration_s, length_s=length_s, place=place, max_s=max_s)
         if crop is None:
             raise BadSample(clip.sample_id, f"every word is longer than {max_s:g} s", clip.path)
         return crop.start_s, crop.end_s - crop.start_s, words.text(crop.first, crop.last)
 
     def _read(self, draw: Draw, clip: Place, *, start_s: float, duration_s: float) -> np.ndarray:
-        """Of a file only the crop is decoded, where it has the rate we want; else all, as resampling looks around."""
+        """Decode only the crop of a file that has the rate we want; else all, as resampling looks around."""
         rate_hz = self.config.sample_rate_hz
         start, num = round(start_s * rate_hz), max(1, round(duration_s * rate_hz))
         cache = self.caches[draw.source]
@@ -196,7 +197,7 @@ class PairedSpeech(torch.utils.data.Dataset[PairBatch]):
 
 
 def text_key(text: str) -> int:
-    """Equal for equal texts: 64 bits of a hash."""
+    """Return 64 bits of a hash, equal for equal texts."""
     digest = hashlib.blake2b(text.casefold().encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 

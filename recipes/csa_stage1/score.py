@@ -48,7 +48,7 @@ from recipes.csa_stage1.retrieval import (
     chance_scores,
     find_places,
     gallery_loss,
-    in_order,
+    gather_in_order,
     nearest_in_length,
     place_scores,
 )
@@ -164,7 +164,8 @@ def collect(
     order = {sample_id: place for place, sample_id in enumerate(sorted(said_in))}
     positions = np.array([order[sample_id] for sample_id in sample_ids], dtype=np.int64)
     whole = {
-        name: in_order(ranks, positions, np.concatenate(parts), num_rows=len(order)) for name, parts in columns.items()
+        name: gather_in_order(ranks, positions, np.concatenate(parts), num_rows=len(order))
+        for name, parts in columns.items()
     }
     return Gallery(
         sample_ids=list(order),
