@@ -117,7 +117,7 @@ def _own_alive(rows: Tensor, first: int, counts: list[int], group: dist.ProcessG
 
 
 def _equal_others(keys: Tensor, all_keys: Tensor, *, first: int) -> Tensor:
-    """keys (n,), all_keys (N,) -> (n, N), True where another pair has the same text."""
+    """Map keys (n,), all_keys (N,) to (n, N), True where another pair has the same text."""
     is_equal = keys[:, None] == all_keys
     is_equal.diagonal(first).fill_(False)
     return is_equal

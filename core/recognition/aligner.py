@@ -106,7 +106,8 @@ class Aligner:
 
 def spelled_words(text: str, *, language: str, vocabulary: CharacterVocabulary) -> tuple[list[str], list[list[int]]]:
     """The words as they are written, and the ids of the letters that are said; a word without any is joined to the word
-    before it (the first one to the one behind it)."""
+    before it (the first one to the one behind it).
+    """
     written: list[str] = []
     spelled: list[list[int]] = []
     pending = ""

@@ -156,7 +156,7 @@ class WordScorer:
         return self.ngram.ids[UNKNOWN] if complete is None else int(self.word_tokens[complete])
 
     def _log_word(self, state: WordState) -> float:
-        """ln of the probability of the part as a complete word."""
+        """Return ln of the probability of the part as a complete word."""
         prediction = self._predict(state.history)
         spelled_end = float(self._spell(state.spelling)[self.spelling.ids[END]])
         complete = self._branch(state.first, state.last, state.length).complete
@@ -192,7 +192,7 @@ def _cached(function: Callable[..., T], *, length: int) -> Callable[..., T]:
 
 
 def _log_sum(probability: float, log_other: float) -> float:
-    """ln (probability + exp log_other)."""
+    """Return ln (probability + exp log_other)."""
     log_one = math.log(max(probability, _TINY))
     low, high = sorted((log_one, log_other))
     return high + math.log1p(math.exp(low - high))

@@ -86,7 +86,7 @@ class MaskedUtterances(SpeechDataset):
         )
 
     def _mask(self, name: str, config: MaskConfig | None, sizes: np.ndarray, draws: Sequence[Draw]) -> Tensor:
-        """sizes (B,) -> (B, largest size): True where masked; without a config nowhere.
+        """Map sizes (B,) to (B, largest size): True where masked; without a config nowhere.
 
         There is always a mask, because ranks wait for the gradient of its embedding.
         """

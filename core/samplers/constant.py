@@ -44,7 +44,8 @@ def draws_of_chunk(admitted: Sequence[Admitted], config: PlanConfig) -> int:
 
 def even_buckets(bucket: np.ndarray, *, size: int) -> np.ndarray:
     """The buckets (N,) of N cuts, N a multiple of `size`, with as few cuts moved to a neighbour as give each bucket
-    a multiple of `size`; numbered anew."""
+    a multiple of `size`; numbered anew.
+    """
     ends = np.cumsum(np.bincount(bucket))
     even_ends = np.unique(np.append((ends[:-1] + size // 2) // size * size, len(bucket)))
     place = np.empty(len(bucket), np.int64)

@@ -14,7 +14,8 @@ from core.samplers.rules import PlanConfig, Shapes
 class ShapedPlanConfig(PlanConfig):
     """`static_shapes`: each micro-batch is padded to one of `num_buckets` shapes. Their lengths are the upper ends of
     classes of length, equally wide from `min_cut_s` to the longest cut allowed; each has as many rows as fit in the
-    budget, whether cuts fill them or silence. For datasets that know of it (core/units/masked_speech.py)."""
+    budget, whether cuts fill them or silence. For datasets that know of it (core/units/masked_speech.py).
+    """
 
     static_shapes: bool = False
 

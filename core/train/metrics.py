@@ -59,7 +59,7 @@ def merged_names(names_of_ranks: Iterable[Iterable[str]]) -> list[str]:
 
 
 def ratios(names: Sequence[str], totals: Tensor) -> dict[str, float | None]:
-    """numerator / denominator by name, of a reduced `as_tensor`; None where nothing was counted."""
+    """Return numerator / denominator by name, of a reduced `as_tensor`; None where nothing was counted."""
     pairs = totals.reshape(len(names), 2).tolist()
     return {
         name: numerator / denominator if denominator else None

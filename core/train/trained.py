@@ -23,7 +23,8 @@ from core.rundir.files import CHECKPOINTS, CONFIG
 @section
 class PretrainedConfig:
     """A run to begin with: its name under `runs/` or its directory. `checkpoint`: the hash of its weights to insist on,
-    as the log says it; null takes the newest."""
+    as the log says it; null takes the newest.
+    """
 
     run: str
     checkpoint: str | None = None
