@@ -23,7 +23,7 @@ _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ConfigError(ValueError):
-    """Everything that is wrong with a configuration: `problems`, one line each."""
+    """The error of a wrong configuration: `problems`, one line each."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -48,30 +48,30 @@ def is_section(annotation: Any) -> bool:
 
 
 def fields(schema: type) -> dict[str, pydantic.fields.FieldInfo]:
-    """The fields of a section by name, in the order of their declaration."""
+    """Return the fields of a section by name, in the order of their declaration."""
     return schema.__pydantic_fields__  # type: ignore[attr-defined]
 
 
 class _Wrong:
-    """Stands for a value that could not be made."""
+    """A value that could not be made."""
 
 
 _WRONG = _Wrong()
 
 
 class _UnknownValueError(Exception):
-    """A cross-field check asked for a value that is wrong."""
+    """The error of a cross-field check that asked for a value that is wrong."""
 
 
 class Builder:
-    """Makes sections of entries and collects the problems."""
+    """The maker of sections from entries, which collects the problems."""
 
     def __init__(self, root: type, problems: list[Problem]) -> None:
         self.paths = list(schema_paths(root))
         self.problems = problems
 
     def section(self, schema: type, entry: Entry, *, path: str) -> Any:
-        """An instance of `schema`, or a partial one (see `_partial`) where something is wrong."""
+        """Return an instance of `schema`, or a partial one (see `_partial`) where something is wrong."""
         if not isinstance(entry.value, dict):
             expected = _expected(schema)
             self.problems.append(entry.problem(f"{path}: got {_shown(entry)}, expected {expected}"))
@@ -105,7 +105,7 @@ class Builder:
             return self._partial(schema, values, None, path=path)
 
     def value(self, annotation: Any, entry: Entry, *, path: str) -> Any:
-        """The value of one field, checked against its type."""
+        """Return the value of one field, checked against its type."""
         members = _members(annotation)
         if entry.value is None and types.NoneType in members:
             return None
@@ -132,7 +132,7 @@ class Builder:
             return _WRONG
 
     def _member(self, sections: list[type], entry: Entry, *, path: str) -> type | None:
-        """The section of a union that the entry's `kind` names."""
+        """Return the section of a union that the entry's `kind` names."""
         by_kind = {kind: member for member in sections for kind in get_args(fields(member)["kind"].annotation)}
         kind = entry.value.get("kind") if isinstance(entry.value, dict) else None
         if kind is None:
@@ -171,7 +171,7 @@ class Builder:
             self.problems.append(place.problem(f"{path}: {message}" if path else message))
 
     def _partial(self, schema: type, values: dict[str, Any], entry: Entry | None, *, path: str) -> Any:
-        """An instance without its wrong values, so that checks which do not need those can still run.
+        """Return an instance without its wrong values, so that checks which do not need those can still run.
 
         `entry` is where a contradiction among the good values is reported; None: its checks have run already.
         """
@@ -197,7 +197,7 @@ class Builder:
 
 
 def schema_paths(schema: type, prefix: str = "") -> Iterator[str]:
-    """The dotted paths of all keys of a section and of those inside it."""
+    """Yield the dotted paths of all keys of a section and of those inside it."""
     for name, info in fields(schema).items():
         yield prefix + name
         for member in _members(info.annotation):
@@ -218,7 +218,7 @@ def _annotation(info: pydantic.fields.FieldInfo) -> Any:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The types of a union, or the one type."""
+    """Return the types of a union, or the one type."""
     if get_origin(annotation) is Annotated:
         return _members(get_args(annotation)[0])
     return list(get_args(annotation)) if get_origin(annotation) in (Union, types.UnionType) else [annotation]
@@ -234,7 +234,7 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def _expected(annotation: Any) -> str:
-    """A type in words, for a key that is missing."""
+    """Return a type in words, for a key that is missing."""
     words = {bool: "true or false", int: "an integer", float: "a number", str: "a string", types.NoneType: "null"}
     found = []
     for member in _members(annotation):

@@ -47,13 +47,13 @@ _PLAIN = re.compile(
 
 
 def write_run_context(directory: Path, settings: Mapping[str, Any], *, ranks: Ranks, link: int) -> None:
-    """Write both files; on rank 0. `settings`: the resolved configuration as plain values."""
+    """Write both files on rank 0. `settings`: the resolved configuration as plain values."""
     write_json(directory / RUN_CONTEXT, run_context(directory, ranks=ranks, link=link))
     write_whole(directory / RESOLVED_CONFIG, dump_yaml(scrubbed(dict(settings))))
 
 
 def note_effective(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Add what settings came to, once that is known, to the context that `write_run_context` has written; on rank 0."""
+    """Add what settings came to, once known, to the context that `write_run_context` has written; on rank 0."""
     path = directory / RUN_CONTEXT
     if path.exists():
         context = read_json(path)
@@ -99,7 +99,7 @@ def _version(package: str) -> str | None:
 
 
 def _submitted_code(directory: Path, link: int) -> dict[str, Any] | None:
-    """The commit that the launcher noted: a link runs in a copy of the code, which is no repository."""
+    """Return the commit that the launcher noted: a link runs in a copy of the code, which is no repository."""
     records = [r for r in read_records(directory / LEDGER) if r.get("event") == "submitted" and r.get("link") == link]
     if not records or not records[-1].get("commit"):
         return None
@@ -108,7 +108,7 @@ def _submitted_code(directory: Path, link: int) -> dict[str, Any] | None:
 
 
 def git_state(folder: Path) -> dict[str, Any]:
-    """Commit, branch and changes of the repository around a folder; `error` says why there is none."""
+    """Return commit, branch and changes of the repository around a folder; `error` says why there is none."""
     try:
         root = _ask_git(folder, "rev-parse", "--show-toplevel")
         commit = _ask_git(folder, "rev-parse", "HEAD")
@@ -130,7 +130,7 @@ def git_state(folder: Path) -> dict[str, Any]:
 
 
 def all_facts(**facts: Any) -> dict[str, Any]:
-    """All keys, whatever is known."""
+    """Return all keys, whatever is known."""
     nothing = dict.fromkeys(("repo_root", "commit_hash", "commit_short", "branch", "dirty"))
     return {"available": False, **nothing, "status_porcelain": [], "status_truncated": False, "error": None, **facts}
 
@@ -142,7 +142,7 @@ def _ask_git(folder: Path, *words: str) -> str:
 
 
 def scrubbed_argv(argv: Sequence[str]) -> list[str]:
-    """The words of a command line with the values of secrets hidden."""
+    """Return the words of a command line with the values of secrets hidden."""
     found: list[str] = []
     is_value = False  # of the option before
     for word in argv:
@@ -159,7 +159,7 @@ def scrubbed_argv(argv: Sequence[str]) -> list[str]:
 
 
 def is_secret(name: str) -> bool:
-    """Whether a key, an option or a variable of this name holds a secret: `api_key`, `--hf-token`, `WANDB_API_KEY`.
+    """Return whether a key, option or variable of this name is a secret: `api_key`, `--hf-token`, `WANDB_API_KEY`.
 
     Not `token_ids`, `num_tokens` or `tokenizer`, whose last word is another.
     """
@@ -169,7 +169,7 @@ def is_secret(name: str) -> bool:
 
 
 def scrubbed(value: Any) -> Any:
-    """Settings, or a text, with the values of secrets hidden."""
+    """Return settings, or a text, with the values of secrets hidden."""
     if isinstance(value, Mapping):
         return {
             key: HIDDEN if is_secret(str(key)) and isinstance(one, str) else scrubbed(one) for key, one in value.items()

@@ -57,7 +57,7 @@ def main() -> int:
 
 
 def _machine(rank: int, packages: Sequence[str]) -> dict[str, Any]:
-    """The node, what is installed there, and what can be seen and written from it."""
+    """Return facts about the node, what is installed there, and what can be seen and written from it."""
     versions = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -78,7 +78,7 @@ def _machine(rank: int, packages: Sequence[str]) -> dict[str, Any]:
 
 
 def _bandwidth(ranks: Ranks) -> float | None:
-    """Bytes that an all-reduce adds up a second, as seen by one rank; None for a rank alone."""
+    """Return the bytes that an all-reduce adds up a second, as seen by one rank; None for a rank alone."""
     if ranks.world_size == 1:
         return None
     data = torch.ones(NUM_FLOATS, device=ranks.device)

@@ -21,8 +21,8 @@ from core.config.load import diff, load, to_dict, to_yaml
 from core.config.schema import ConfigError, section
 from core.distributed import Ranks
 from core.job.context import write_run_context
-from core.job.errors import described, exit_code_of
-from core.job.link import Link, restart_command
+from core.job.errors import describe_error, exit_code_of
+from core.job.link import RunningLink, restart_command
 from core.job.rank_files import RankFile
 from core.job.stop import StopConfig, StopSignal
 from core.job.watchdog import Watchdog
@@ -129,7 +129,7 @@ def run_job(config: RecipeConfig, body: Callable[[Run], Outcome]) -> int:
     stop.install()
     if rank == 0 and (job := slurm_job()) is not None:
         stop.follow(job)
-    link = Link(directory)
+    link = RunningLink(directory)
     file: RankFile | None = None
     step: int | None = None
     try:
@@ -152,7 +152,7 @@ def run_job(config: RecipeConfig, body: Callable[[Run], Outcome]) -> int:
             code = ExitCode.DONE if outcome.finished else ExitCode.CONTINUE
             reason, step = outcome.reason, outcome.step
     except (Exception, KeyboardInterrupt) as error:
-        code, reason = exit_code_of(error), described(error)
+        code, reason = exit_code_of(error), describe_error(error)
         logger.error("%s", error, exc_info=code == ExitCode.BUG and isinstance(error, Exception))
         if file is not None and code == ExitCode.BUG:
             code, reason = file.root_cause(code, reason)

@@ -1,4 +1,4 @@
-"""The curves of several runs in one picture:
+"""The curves of several runs in one picture.
 
 python -m core.report.comparison runs/comparison.png runs/one runs/other
 """
@@ -22,7 +22,7 @@ MOST_PANELS = 6
 
 
 def panels(runs: Mapping[str, Records]) -> list[tuple[str, str]]:
-    """(phase, name) of what is drawn: the loss, then every validation metric that two runs or more have, then speed."""
+    """Return (phase, name) of what is drawn: the loss, validation metrics of two runs or more, then speed."""
     counts: dict[str, int] = {}
     for records in runs.values():
         for name in {name for record in records if record["phase"] == "valid" for name in record}:
@@ -35,7 +35,7 @@ def panels(runs: Mapping[str, Records]) -> list[tuple[str, str]]:
 
 
 def draw(runs: Mapping[str, Records]) -> bytes:
-    """A PNG with one panel a metric and one line a run."""
+    """Return a PNG with one panel a metric and one line a run."""
     from matplotlib import colormaps, rc_context
     from matplotlib.figure import Figure
 

@@ -87,7 +87,8 @@ class PlanConfig(BucketingConfig):
 class ShapedPlanConfig(PlanConfig):
     """`static_shapes`: each micro-batch is padded to one of `num_buckets` shapes. Their lengths are the upper ends of
     classes of length, equally wide from `min_cut_s` to the longest cut allowed; each has as many rows as fit in the
-    budget, whether cuts fill them or silence. For datasets that know of it: those of masked prediction."""
+    budget, whether cuts fill them or silence. For datasets that know of it: those of masked prediction.
+    """
 
     static_shapes: bool = False
 

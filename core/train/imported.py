@@ -24,7 +24,7 @@ from torch import nn
 from core import distributed
 from core.checkpoint.store import CheckpointStore
 from core.config.load import parse_args, to_yaml
-from core.job.errors import said_plainly
+from core.job.errors import exit_on_error
 from core.job.run import RecipeConfig, Run
 from core.job.stop import StopSignal
 from core.optim.optim import build_optimizer
@@ -83,7 +83,7 @@ def begin_run(config: SpreadConfig, model: nn.Module, fill: Fill) -> None:
     Alone, on a CPU. The run is there whole or not at all. What is wrong ends the process with its exit code: a run that
     exists already, one that has had more updates than train.max_steps, what `fill` says.
     """
-    with said_plainly(), distributed.joined(device="cpu") as ranks:
+    with exit_on_error(), distributed.joined(device="cpu") as ranks:
         directory = runs_root() / config.run.name
         if ranks.world_size > 1:
             raise ValueError("an import is the work of one process: start it without torchrun or srun")

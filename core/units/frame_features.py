@@ -27,7 +27,7 @@ NoteBad = Callable[[BadSample], object]
 
 
 class FrameFeatures(Protocol):
-    """Features of frames, and the facts by which labels made of them are known (see LabelCard)."""
+    """The features of frames, and the facts by which labels made of them are known (see LabelCard)."""
 
     @property
     def name(self) -> str: ...
@@ -68,7 +68,7 @@ class MfccFeatures:
 
 
 class HiddenModel(Protocol):
-    """core.models.hubert.model.Hubert, or any other model with layers to look at."""
+    """A model with layers to look at, such as core.models.hubert.model.Hubert."""
 
     def hidden(self, audio: Tensor, num_samples: Tensor, *, layer: int) -> tuple[Tensor, Tensor]: ...
 

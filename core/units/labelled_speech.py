@@ -20,7 +20,7 @@ from core.samplers.budget import Shapes
 from core.speech.channel import Channel, ChannelConfig
 from core.speech.masking import MaskConfig
 from core.units.frame_labels import FrameGrid
-from core.units.label_store import LabelStore, manifest_print
+from core.units.label_store import LabelStore, manifest_fingerprint
 from core.units.labelling import LABELS
 from core.units.masked_speech import CropConfig, MaskedSpeech
 
@@ -29,7 +29,8 @@ from core.units.masked_speech import CropConfig, MaskedSpeech
 class LabelledSpeechConfig:
     """`train`, `valid`: a manifest or a blend. `labels`: the run that prepared them, by its name under
     `runs/` or its directory; any folder with label stores `labels/MANIFEST` will do. `channel`: what each training crop
-    is heard through, with the labels of the clean one; null: nothing."""
+    is heard through, with the labels of the clean one; null: nothing.
+    """
 
     train: str
     valid: str
@@ -75,7 +76,7 @@ class LabelledSpeech:
         """Open the labels of all manifests. ValueError where their cards contradict `expected` or the manifests."""
         folder = runs_root() / self.config.labels / LABELS
         opened = [
-            LabelStore.open(folder / name, manifest=manifest_print(index), **expected)
+            LabelStore.open(folder / name, manifest=manifest_fingerprint(index), **expected)
             for name, index in self.indexes.items()
         ]
         return LabelStores(opened[: len(self.sources)], opened[len(self.sources) :])
@@ -83,7 +84,7 @@ class LabelledSpeech:
     def training_set(
         self, stores: LabelStores, *, grid: FrameGrid, seed: int, shapes: Shapes | None = None
     ) -> MaskedSpeech:
-        """`shapes`: those of the plan, `plan.shapes`."""
+        """Return the training data. `shapes`: those of the plan, `plan.shapes`."""
         crop, mask, channel = self.config.crop, self.config.mask, self.config.channel
         through = None if channel is None else Channel(channel, grid.sample_rate_hz)
         return MaskedSpeech(
@@ -93,7 +94,7 @@ class LabelledSpeech:
     def validation_set(
         self, stores: LabelStores, *, grid: FrameGrid, seed: int, shapes: Shapes | None = None
     ) -> MaskedSpeech:
-        """With the same crops and masks each time."""
+        """Return the validation data, with the same crops and masks each time."""
         crop, mask = self.config.crop, self.config.mask
         indexes = [source.manifest for source in self.valid]
         return MaskedSpeech(indexes, stores.valid, grid, crop, mask, seed=seed, shapes=shapes)

@@ -66,7 +66,7 @@ class PairedCorpus:
 
     @classmethod
     def open(cls, config: PairedCorpusConfig, directory: Path, *, ranks: Ranks) -> "PairedCorpus":
-        """`directory`: of the run, which keeps the characters that are learned with such a tokenizer.
+        """Open the corpus of a run; `directory` keeps the characters that are learned with such a tokenizer.
 
         All ranks together. ValueError for what is missing.
         """
@@ -102,8 +102,9 @@ class PairedCorpus:
         return self._dataset(self._held_out(split), self._evaluation_crops(seed))
 
     def training_lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Duration (N,) in seconds and number of characters (N,) of some whole clips, evenly spread over the sources:
-        what a baseline that only knows lengths is fitted to."""
+        """Return duration (N,) in seconds and number of characters (N,) of some whole clips, evenly spread over the
+        sources: what a baseline that only knows lengths is fitted to.
+        """
         durations_s, num_chars = [], []
         most = max(1, _LENGTH_CLIPS // len(self.sources))
         for index in (source.manifest for source in self.sources):

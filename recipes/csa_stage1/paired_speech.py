@@ -32,8 +32,9 @@ _DUMMY_S = 1.0
 
 @section
 class PairConfig:
-    """What the encoders get. `normalize`: each row to mean 0 and variance 1, as wav2vec 2.0 wants it. `text`: as it is
-    written, or as it is spoken (lower case, no punctuation, English numbers in words)."""
+    """The input of the encoders. `normalize`: each row to mean 0 and variance 1, as wav2vec 2.0 wants it. `text`: as it
+    is written, or as it is spoken (lower case, no punctuation, English numbers in words).
+    """
 
     sample_rate_hz: int = 16000
     normalize: bool = True

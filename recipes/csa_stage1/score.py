@@ -18,7 +18,7 @@ from torch import nn
 from core.config.load import parse_args
 from core.data.stream import evaluation_batches
 from core.distributed import Ranks, joined
-from core.job.errors import said_plainly
+from core.job.errors import exit_on_error
 from core.job.run import Outcome, Run
 from core.losses.contrastive import MAX_LOG_SCALE
 from core.models.pretrained.text import FrozenText
@@ -49,7 +49,7 @@ from recipes.csa_stage1.retrieval import (
     chance_scores,
     find_places,
     gallery_loss,
-    in_order,
+    gather_in_order,
     nearest_in_length,
     place_scores,
 )
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_args(Config, argv=argv, prog="score", description=__doc__, default_config=DEFAULT_CONFIG)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     directory = runs_root() / config.run.name
-    with joined(device=config.run.device) as ranks, said_plainly():
+    with joined(device=config.run.device) as ranks, exit_on_error():
         corpus = open_corpus(config, directory, ranks=ranks)
         frozen = open_frozen_text(config, ranks=ranks)
         model = build_model(config, corpus, frozen)
@@ -166,7 +166,8 @@ def collect(
     order = {sample_id: place for place, sample_id in enumerate(sorted(said_in))}
     positions = np.array([order[sample_id] for sample_id in sample_ids], dtype=np.int64)
     whole = {
-        name: in_order(ranks, positions, np.concatenate(parts), num_rows=len(order)) for name, parts in columns.items()
+        name: gather_in_order(ranks, positions, np.concatenate(parts), num_rows=len(order))
+        for name, parts in columns.items()
     }
     return Gallery(
         sample_ids=list(order),

@@ -24,7 +24,7 @@ _LENGTH_WEIGHT = 4.0  # a crop 0.1 s too long is as bad as one that begins 0.4 s
 
 @section
 class WordCropConfig:
-    """Crops are `min_s` to `max_s` long; equal numbers give crops of one length."""
+    """Crops that are `min_s` to `max_s` long; equal numbers give crops of one length."""
 
     min_s: Annotated[float, Field(gt=0)] = 1.0
     max_s: Annotated[float, Field(gt=0)] = 3.0
@@ -34,7 +34,7 @@ class WordCropConfig:
             raise ValueError(f"min_s={self.min_s:g} must be at most max_s={self.max_s:g}")
 
 
-class Crop(NamedTuple):
+class WordCrop(NamedTuple):
     """A part of a clip, and the words `first` to `last` that are said in it."""
 
     start_s: float
@@ -61,7 +61,7 @@ class CropSampler:
         return _uniform(self.seed, "crop.place", segment, draws)
 
 
-def word_crop(words: Words, *, duration_s: float, length_s: float, place: float, max_s: float) -> Crop | None:
+def word_crop(words: Words, *, duration_s: float, length_s: float, place: float, max_s: float) -> WordCrop | None:
     """Return the crop of a clip of `duration_s` that comes nearest to `length_s`, never longer than `max_s`.
 
     None where every word is longer than `max_s`, or there is none.
@@ -69,7 +69,7 @@ def word_crop(words: Words, *, duration_s: float, length_s: float, place: float,
     if not words.texts:
         return None
     if length_s >= duration_s:
-        return Crop(0.0, duration_s, 0, len(words.texts) - 1)
+        return WordCrop(0.0, duration_s, 0, len(words.texts) - 1)
     wanted_s = place * (duration_s - length_s)
     near = _near(words, wanted_s - 2 * max_s, wanted_s + length_s + 2 * max_s)
     starts, ends = words.starts_s[near], words.ends_s[near]
@@ -85,7 +85,7 @@ def word_crop(words: Words, *, duration_s: float, length_s: float, place: float,
     cost = _LENGTH_WEIGHT * np.abs(length - length_s) + np.abs(start - wanted_s)
     i, j = divmod(int(np.where(is_run, cost, np.inf).argmin()), len(starts))
     begin = float(start[i, j])
-    return Crop(begin, begin + float(length[i, j]), near.start + i, near.start + j)
+    return WordCrop(begin, begin + float(length[i, j]), near.start + i, near.start + j)
 
 
 def _near(words: Words, start_s: float, end_s: float) -> slice:

@@ -18,7 +18,7 @@ import torch
 
 from core import distributed
 from core.data.whole_file import appears_whole
-from core.job.errors import said_plainly
+from core.job.errors import exit_on_error
 from core.models.hubert.config import HubertConfig
 from core.models.hubert.model import HubertPretraining
 from core.models.hubert.names import Style, export_state, save_huggingface
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", required=True, choices=get_args(Style))
     options = parser.parse_args(argv)
     output: Path = options.output
-    with said_plainly(), distributed.joined(device="cpu") as ranks:
+    with exit_on_error(), distributed.joined(device="cpu") as ranks:
         if output.exists():
             raise ValueError(f"{output} exists already; choose another name")
         run = TrainedRun.named(options.run, key="RUN", recipes=RECIPES)

@@ -14,7 +14,7 @@ from torch import nn
 from core.config.load import parse_args
 from core.data.stream import evaluation_batches
 from core.distributed import Ranks, joined
-from core.job.errors import said_plainly
+from core.job.errors import exit_on_error
 from core.job.run import Outcome, Run
 from core.recognition.asr_corpus import texts_of, training_cuts
 from core.recognition.fusion import build_scorer
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_args(Config, argv=argv, prog="score", description=__doc__, default_config=DEFAULT_CONFIG)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     directory = runs_root() / config.run.name
-    with joined(device=config.run.device) as ranks, said_plainly():
+    with joined(device=config.run.device) as ranks, exit_on_error():
         corpus = Corpus.open(config, directory, ranks=ranks)
         model = build_model(config, vocab_size=len(corpus.vocabulary), seed=config.run.seed)
         load_trained(model, directory, ranks=ranks, precision=config.parallel.precision)

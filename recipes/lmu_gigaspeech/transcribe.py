@@ -13,7 +13,7 @@ from pathlib import Path
 
 from core.config.load import load
 from core.distributed import joined
-from core.job.errors import said_plainly
+from core.job.errors import exit_on_error
 from core.recognition.asr_corpus import VOCABULARY
 from core.recognition.transcriber import Transcriber
 from core.rundir.files import CONFIG, ExitCode
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_can_stream(config)
     device = "cpu" if config.run.device == "cpu" else "auto"
     with joined(device=device) as ranks:
-        with said_plainly():
+        with exit_on_error():
             transcriber = Transcriber.open(arguments.run, ranks=ranks, use_ngram=arguments.ngram)
         num_bad = 0
         for path in arguments.paths:

@@ -18,7 +18,7 @@ ConvNorm = Literal["group", "layer"]
 
 
 def conv_lengths(num_samples: Any, layers: Sequence[Sequence[int]]) -> Any:
-    """Frames after each convolution of (channels, kernel, stride), as a list: of an int, or elementwise of an array."""
+    """Return the frames after each convolution of (channels, kernel, stride), for an int or an array of samples."""
     lengths, length = [], num_samples
     for _, kernel, stride in layers:
         length = (length - kernel) // stride + 1
@@ -28,7 +28,7 @@ def conv_lengths(num_samples: Any, layers: Sequence[Sequence[int]]) -> Any:
 
 
 class ConvFrontEnd(nn.Module):
-    """`norm` "group": after the first convolution, a channel a group; "layer": after each, over the channels."""
+    """The convolutions. `norm` "group": after the first, a channel a group; "layer": after each, over the channels."""
 
     def __init__(self, layers: Sequence[Sequence[int]], *, norm: ConvNorm, bias: bool) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class ConvFrontEnd(nn.Module):
                 self.conv_layers.append(ConvLayer(conv, ChannelNorm(after)))
 
     def forward(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        """audio (B, S), num_samples (B,) -> features (B, T, C), their lengths (B,); behind them anything finite."""
+        """Map audio (B, S), num_samples (B,) to features (B, T, C), lengths (B,); behind them is anything finite."""
         audio = audio.masked_fill(~valid_frames(num_samples, audio.size(1)), 0.0)
         x = F.pad(audio, (0, max(0, self._window() - audio.size(1))))[:, None]  # (B, 1, S), at least one frame
         lengths = conv_lengths(num_samples, self.layers)
@@ -62,14 +62,14 @@ class ConvFrontEnd(nn.Module):
 
 
 class ConvLayer(nn.Module):
-    """Convolution, norm (or none), GELU."""
+    """A convolution, a norm (or none) and a GELU."""
 
     def __init__(self, conv: nn.Conv1d, layer_norm: nn.Module | None) -> None:
         super().__init__()
         self.conv, self.layer_norm = conv, layer_norm
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x (B, C, T), lengths (B,) of the result -> (B, C', T')."""
+        """Map x (B, C, T) to (B, C', T'), whose valid lengths (B,) are given."""
         x = self.conv(x)
         if self.layer_norm is not None:
             x = self.layer_norm(x, lengths)
@@ -77,14 +77,14 @@ class ConvLayer(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm of each frame over its channels, for (B, C, T)."""
+    """A LayerNorm of each frame over its channels, for (B, C, T)."""
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
 class MaskedGroupNorm(nn.Module):
-    """GroupNorm with a group a channel, over the valid frames of (B, C, T); 0 times the weight behind them."""
+    """A GroupNorm with a group a channel, over the valid frames of (B, C, T); 0 times the weight behind them."""
 
     def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
         super().__init__()

@@ -27,7 +27,7 @@ from core.samplers.budget import Shapes
 from core.samplers.plan import Draw, Plan, PlanConfig, Source
 from core.speech.masking import MaskConfig
 from core.units.frame_labels import FrameGrid
-from core.units.label_store import LabelCard, LabelStore, manifest_print, write_store
+from core.units.label_store import LabelCard, LabelStore, manifest_fingerprint, write_store
 from core.units.masked_speech import CropConfig, MaskedBatch, MaskedSpeech
 from recipes.hubert_iter1.assembly import Config
 
@@ -68,7 +68,7 @@ def corpus(
     own = labels or [np.repeat(np.arange(GRID.num_frames(length)), step) for length in lengths]
     card = LabelCard(
         features="mfcc:torchaudio", layer=None, num_clusters=200, rate_hz=rate_hz, codebook="", checkpoint=None,
-        manifest=manifest_print(index),
+        manifest=manifest_fingerprint(index),
     )  # fmt: skip
     return index, write_store(folder / "labels", card, own)
 
@@ -182,7 +182,13 @@ def test_an_epoch_of_the_demo_corpus_has_few_shapes_within_the_budget(corpus_nam
     config = load(Config, TINY_YAML, ["plan.static_shapes=true", "data.channel=null"])
     known = [np.zeros(config.grid.num_frames(round(float(s) * RATE)), int) for s in index.durations_s]
     card = LabelCard(
-        features="f", layer=1, num_clusters=9, rate_hz=50.0, codebook="", checkpoint="", manifest=manifest_print(index)
+        features="f",
+        layer=1,
+        num_clusters=9,
+        rate_hz=50.0,
+        codebook="",
+        checkpoint="",
+        manifest=manifest_fingerprint(index),
     )
     store = write_store(tmp_path / "labels", card, known)
     crop, mask, shapes = config.data.crop, config.data.mask, config.plan.shapes
