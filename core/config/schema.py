@@ -39,6 +39,9 @@ def section(cls: type[T]) -> type[T]:
     `__post_init__` and raise ValueError("key=value must ..."), or ConfigError([...]) for several. A default that is a
     list is written `dataclasses.field(default_factory=lambda: [...])`; `typing.Annotated[float, pydantic.Field(gt=0)]`
     bounds a number.
+
+    `EQUAL: ClassVar = (("a.b", "c.d"), ...)` names keys below the section that must agree: one of a pair may be left
+    out and takes the value of the other. `unequal_keys` finds those that were given and differ.
     """
     return cast("type[T]", pydantic.dataclasses.dataclass(cls, config=_STRICT, frozen=True, kw_only=True))
 
@@ -50,6 +53,26 @@ def is_section(annotation: Any) -> bool:
 def fields(schema: type) -> dict[str, pydantic.fields.FieldInfo]:
     """Return the fields of a section by name, in the order of their declaration."""
     return schema.__pydantic_fields__  # type: ignore[attr-defined]
+
+
+def unequal_keys(config: Any) -> list[str]:
+    """Return a sentence for each pair of `EQUAL` that differs in a section; keys that it does not have do not count."""
+    pairs = ((one, other, _at(config, one), _at(config, other)) for one, other in type(config).EQUAL)
+    return [
+        f"{one}={value} must equal {other}={of_other}; leave one of them out, or give both the same value"
+        for one, other, value, of_other in pairs
+        if value != of_other and _ABSENT not in (value, of_other)
+    ]
+
+
+def _at(config: Any, path: str) -> Any:
+    """Return the value of a dotted path."""
+    for key in path.split("."):
+        config = getattr(config, key, _ABSENT)
+    return config
+
+
+_ABSENT = object()
 
 
 class _Wrong:
@@ -77,6 +100,9 @@ class Builder:
             self.problems.append(entry.problem(f"{path}: got {_shown(entry)}, expected {expected}"))
             return _WRONG
         before = len(self.problems)
+        for one, other in getattr(schema, "EQUAL", ()):
+            _follow(schema, entry, one, other)
+            _follow(schema, entry, other, one)
         declared = fields(schema)
         for key, value in entry.value.items():
             if key not in declared:
@@ -203,6 +229,30 @@ def schema_paths(schema: type, prefix: str = "") -> Iterator[str]:
         for member in _members(info.annotation):
             if is_section(member):
                 yield from schema_paths(member, f"{prefix}{name}.")
+
+
+def _follow(schema: type, root: Entry, key: str, other: str) -> None:
+    """Give `key` the value of `other` where it was left out, in a section that is there or has its defaults."""
+    given, entry = _look_up(root, other), root
+    if given is None or given.value is None or _look_up(root, key) is not None:
+        return
+    *path, last = key.split(".")
+    for name in path:
+        members = _members(fields(schema)[name].annotation)
+        child = entry.value.get(name)
+        kind = child.value.get("kind") if child is not None and isinstance(child.value, dict) else None
+        sections = [m for m in members if is_section(m) and (kind is None or kind.value in _kinds(m))]
+        if len(sections) != 1 or (child is None and len(members) > 1) or not isinstance(entry.value, dict):
+            return
+        if child is None:
+            child = entry.value[name] = Entry({}, given.source, given.line)
+        schema, entry = sections[0], child
+    if last in fields(schema) and isinstance(entry.value, dict):
+        entry.value[last] = given
+
+
+def _kinds(schema: type) -> tuple[Any, ...]:
+    return get_args(fields(schema)["kind"].annotation) if "kind" in fields(schema) else ()
 
 
 def _look_up(entry: Entry, path: str) -> Entry | None:

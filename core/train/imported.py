@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ from core import distributed
 from core.checkpoint.store import CheckpointStore
 from core.config.load import parse_args, to_yaml
 from core.job.errors import exit_on_error
-from core.job.run import RecipeConfig, Run
+from core.job.run import Run
 from core.job.stop import StopSignal
 from core.optim.optim import build_optimizer
 from core.optim.parameters import freeze
@@ -35,6 +35,7 @@ from core.parallel.settings import ParallelConfig
 from core.parallel.weights import save_weights
 from core.rundir.files import CHECKPOINTS, CONFIG, ExitCode, runs_root, write_whole
 from core.timing.phases import Phases
+from core.train.config import TrainingConfig
 from core.train.progress import Progress
 
 # Fill an optimizer, and the model that it belongs to, on the CPU; return how many updates they have had, or raise
@@ -42,14 +43,7 @@ from core.train.progress import Progress
 Fill = Callable[[torch.optim.Optimizer], int]
 
 
-class SpreadConfig(RecipeConfig, Protocol):
-    """A recipe's configuration that says the precision as well."""
-
-    @property
-    def parallel(self) -> ParallelConfig: ...
-
-
-C = TypeVar("C", bound=SpreadConfig)
+C = TypeVar("C", bound=TrainingConfig)
 
 
 def import_run(
@@ -77,7 +71,7 @@ def import_run(
     return ExitCode.DONE
 
 
-def begin_run(config: SpreadConfig, model: nn.Module, fill: Fill) -> None:
+def begin_run(config: TrainingConfig, model: nn.Module, fill: Fill) -> None:
     """Make the run `config.run.name` with one checkpoint, of `model` and its optimizer as `fill` leaves them.
 
     Alone, on a CPU. The run is there whole or not at all. What is wrong ends the process with its exit code: a run that

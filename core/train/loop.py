@@ -17,7 +17,7 @@ import torch
 from core.checkpoint.retention import check_metrics
 from core.job.errors import DataError, DivergedError
 from core.job.hardware import peak_flops
-from core.job.run import Outcome, Run
+from core.job.run import Outcome
 from core.losses.output import LossOutput, zero_gradients
 from core.optim.optim import learning_rate
 from core.parallel.engine import Engine
@@ -25,6 +25,7 @@ from core.rundir.files import BAD_SAMPLES, SAMPLES, SKIPPED_UPDATES, append_reco
 from core.seeding import seed_everything
 from core.timing.phases import StepTimes
 from core.train import out_of_memory
+from core.train.config import TrainingRun
 from core.train.evaluate import evaluation_mode
 from core.train.metrics import MetricSums, step_metrics
 from core.train.progress import Progress
@@ -55,7 +56,7 @@ class Counts:
 
 
 def fit(
-    run: Run,
+    run: TrainingRun,
     engine: Engine,
     data: Data,
     loss_fn: LossFn,
@@ -123,7 +124,7 @@ def fit(
 
 
 def train_step(
-    run: Run, engine: Engine, step: Step, loss_fn: LossFn, *, number: int, num_targets: float
+    run: TrainingRun, engine: Engine, step: Step, loss_fn: LossFn, *, number: int, num_targets: float
 ) -> tuple[Mapping[str, tuple[Any, Any]], Verdict]:
     """Run forward, backward and update of step `number` (from 0); return the sums to log, and whether it was bad."""
     ranks = run.ranks
@@ -157,7 +158,7 @@ def train_step(
 
 
 def _backpropagate(
-    run: Run, engine: Engine, loss_fn: LossFn, batch: Any, *, weight: float, is_last: bool
+    run: TrainingRun, engine: Engine, loss_fn: LossFn, batch: Any, *, weight: float, is_last: bool
 ) -> Iterator[LossOutput]:
     """Send a micro-batch's loss backward, whole or part by part; only the last backward of the step synchronizes.
 
@@ -182,7 +183,7 @@ def _backpropagate(
                 yield output
 
 
-def _agree(run: Run, step: Step) -> Counts:
+def _agree(run: TrainingRun, step: Step) -> Counts:
     """Add up over all ranks: targets, bad samples, and whether anybody wants to stop."""
     mine = float(run.ranks.tp_rank == 0)
     targets = mine * sum(batch.num_targets for batch in step.batches)
@@ -191,7 +192,7 @@ def _agree(run: Run, step: Step) -> Counts:
     return Counts(num_targets=total[0], num_bad=total[1], stop=total[2] > 0)
 
 
-def _note_bad(run: Run, step: Step, progress: Progress, *, num_examples: int) -> None:
+def _note_bad(run: TrainingRun, step: Step, progress: Progress, *, num_examples: int) -> None:
     """List the bad samples of a step, each once, and stop when there are too many."""
     mine = [bad.to_record() for batch in step.batches for bad in batch.bad] if run.ranks.tp_rank == 0 else []
     for record in (record for records in run.ranks.gather(mine) for record in records):
@@ -209,7 +210,7 @@ def _note_bad(run: Run, step: Step, progress: Progress, *, num_examples: int) ->
         )
 
 
-def _validate(run: Run, engine: Engine, progress: Progress, reporter: Reporter, validate: Validate) -> str:
+def _validate(run: TrainingRun, engine: Engine, progress: Progress, reporter: Reporter, validate: Validate) -> str:
     """Validate, and save if that is due or the result is among the best; return a reason to stop, or nothing."""
     run.phases.enter("validate")
     began = time.perf_counter()
@@ -227,7 +228,7 @@ def _validate(run: Run, engine: Engine, progress: Progress, reporter: Reporter, 
     return "no improvement: train.early_stop" if progress.is_early else ""
 
 
-def _go_back(run: Run, engine: Engine, progress: Progress, reporter: Reporter) -> None:
+def _go_back(run: TrainingRun, engine: Engine, progress: Progress, reporter: Reporter) -> None:
     """Go back to the last checkpoint after too many skipped updates. DivergedError where that has not helped."""
     problem = f"{progress.skipped.in_row} updates in a row had no finite gradient up to step {progress.step}"
     if not progress.go_back(run, engine):
@@ -239,7 +240,7 @@ def _go_back(run: Run, engine: Engine, progress: Progress, reporter: Reporter) -
         logger.warning("%s; back to the checkpoint of step %d, with the data that follows", problem, progress.step)
 
 
-def _record_samples(run: Run, step: Step, *, number: int) -> None:
+def _record_samples(run: TrainingRun, step: Step, *, number: int) -> None:
     """Write the sample ids of the step's micro-batches in the plan's order, the same on any number of ranks."""
     if not run.config.run.record_samples:
         return
@@ -249,7 +250,7 @@ def _record_samples(run: Run, step: Step, *, number: int) -> None:
         append_record(run.directory / SAMPLES, {"step": number, "token": run.token, "micro_batches": ids})
 
 
-def _speed(run: Run, step: Step, times: StepTimes, flops: Flops | None) -> Mapping[str, tuple[Any, Any]]:
+def _speed(run: TrainingRun, step: Step, times: StepTimes, flops: Flops | None) -> Mapping[str, tuple[Any, Any]]:
     """Return how fast the step was, as sums to log."""
     if run.ranks.tp_rank:
         return {}

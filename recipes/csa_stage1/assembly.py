@@ -4,18 +4,14 @@ import logging
 from dataclasses import field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 
-from core.checkpoint.store import CheckpointConfig
-from core.config.schema import ConfigError, section
-from core.data.stream import LoaderConfig
+from core.config.schema import section
 from core.distributed import Ranks
-from core.job.run import RunConfig
-from core.job.stop import StopConfig
 from core.losses.contrastive import Kind, PairEmbeddings, contrastive_loss
 from core.losses.grad_cache import grad_cache_loss
 from core.models.csa import CsaConfig, CsaModel, HubertSpeechConfig
@@ -25,17 +21,15 @@ from core.models.lmu.recognizer import LmuCtcConfig, build_lmu_ctc
 from core.models.lmu.speech import LmuSpeech, LmuSpeechConfig
 from core.models.pretrained.speech import PretrainedSpeechConfig
 from core.models.pretrained.text import FrozenText, PretrainedTextConfig
-from core.optim.optim import OptimConfig
 from core.parallel.preparation import COMPUTE_DTYPE
 from core.parallel.settings import ParallelConfig, resolve_precision
 from core.recognition.asr_corpus import FEATURE_STATS, VOCABULARY
-from core.report.loggers import LoggerConfig
 from core.samplers.plan import PlanConfig
 from core.seeding import seed_everything
 from core.speech.features import FeatureConfig, FeatureStats
 from core.text.vocabulary import CharacterVocabulary
+from core.train.config import TrainingConfig
 from core.train.loop import Loss
-from core.train.settings import TrainConfig
 from core.train.trained import PretrainedConfig, TrainedRun, load_weights_of_run
 from recipes.csa_stage1.csa_names import import_predecessor
 from recipes.csa_stage1.paired_corpus import PairedCorpus, PairedCorpusConfig, Split
@@ -67,34 +61,24 @@ class GalleryConfig:
 
 
 @section
-class Config:
+class Config(TrainingConfig):
     """`predecessor`: a checkpoint of CSRef 2.0 that all begins with (recipes/csa_stage1/csa_names.py); null: none.
     `pretrained`: the run that the speech encoder begins with, of lmu_gigaspeech for model.speech.kind=lmu, of
     hubert_iter1 or hubert_iter2 for hubert; null: at random, or as the directory of a pretrained encoder has it."""
 
-    run: RunConfig
+    EQUAL: ClassVar = (*TrainingConfig.EQUAL, ("plan.max_cut_s", "data.crop.max_s"))
+
     pretrained: PretrainedConfig | None = None
     predecessor: str | None = None
     data: PairedCorpusConfig
     plan: PlanConfig
     model: CsaConfig
-    train: TrainConfig
-    optim: OptimConfig
     loss: ContrastConfig = field(default_factory=ContrastConfig)
     gallery: GalleryConfig = field(default_factory=GalleryConfig)
-    loader: LoaderConfig = field(default_factory=LoaderConfig)
     parallel: ParallelConfig = field(default_factory=lambda: ParallelConfig(strategy="deepspeed"))
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    stop: StopConfig = field(default_factory=StopConfig)
-    loggers: LoggerConfig = field(default_factory=LoggerConfig)
 
-    def __post_init__(self) -> None:
-        problems = []
-        total = getattr(self.optim.schedule, "total_steps", self.train.max_steps)
-        if total != self.train.max_steps:
-            problems.append(f"optim.schedule.total_steps={total} must equal train.max_steps={self.train.max_steps}")
-        if self.data.crop is not None and self.plan.max_cut_s != self.data.crop.max_s:
-            problems.append(f"plan.max_cut_s={self.plan.max_cut_s} must equal data.crop.max_s={self.data.crop.max_s}")
+    def problems(self) -> list[str]:
+        problems = super().problems()
         if self.data.crop is not None and self.plan.over_budget != "crop":
             problems.append(f"plan.over_budget={self.plan.over_budget} must be crop: of longer clips a part is heard")
         if self.data.crop is None and self.plan.over_budget == "crop":
@@ -128,8 +112,7 @@ class Config:
             problems.append(
                 f"data.tokenizer.kind={self.data.tokenizer.kind} must be huggingface with model.text.kind=pretrained"
             )
-        if problems:
-            raise ConfigError(problems)
+        return problems
 
 
 def _layer_drop(model: CsaConfig) -> float:

@@ -12,19 +12,15 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from core.checkpoint.store import CheckpointConfig
 from core.config.load import parse_args
 from core.config.schema import ConfigError, section
 from core.data.shared_work import SharedWork
-from core.job.run import Outcome, Run, RunConfig, run_job
-from core.job.stop import StopConfig
-from core.optim.optim import OptimConfig
+from core.job.run import Outcome, Run, run_job
+from core.job.settings import JobConfig
 from core.recognition.aligner import Aligner
 from core.recognition.transcriber import RECIPE, Recognizer
-from core.report.loggers import LoggerConfig
 from core.rundir.files import DONE, ExitCode, pieces_so_far, runs_root
 from core.seeding import generator
-from core.train.settings import TrainConfig
 from core.train.trained import TrainedRun
 from recipes.csa_stage1.preparation import SHARDS, Preparation, PrepareConfig
 
@@ -32,31 +28,8 @@ DEFAULT_CONFIG = Path(__file__).parent / "prepare.yaml"
 
 
 @section
-class Config:
-    """What every job's configuration has, and a preparation gives no choice in, are properties."""
-
-    run: RunConfig
+class Config(JobConfig):
     prepare: PrepareConfig
-
-    @property
-    def train(self) -> TrainConfig:
-        return TrainConfig(max_steps=1)
-
-    @property
-    def optim(self) -> OptimConfig:
-        return OptimConfig(lr=1.0)
-
-    @property
-    def checkpoint(self) -> CheckpointConfig:
-        return CheckpointConfig()
-
-    @property
-    def stop(self) -> StopConfig:
-        return StopConfig()
-
-    @property
-    def loggers(self) -> LoggerConfig:
-        return LoggerConfig()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

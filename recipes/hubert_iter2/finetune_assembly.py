@@ -3,23 +3,16 @@
 from dataclasses import field
 from pathlib import Path
 
-from core.checkpoint.store import CheckpointConfig
-from core.config.schema import ConfigError, section
-from core.data.stream import LoaderConfig
+from core.config.schema import section
 from core.distributed import Ranks
-from core.job.run import RunConfig
-from core.job.stop import StopConfig
 from core.models.hubert.config import OF_PRETRAINING, HubertConfig, HubertEncoderConfig
 from core.models.hubert.model import HubertPretraining
 from core.models.hubert.recognizer import HubertCTC
-from core.optim.optim import OptimConfig
-from core.parallel.settings import ParallelConfig
 from core.recognition.recognize import DecodeConfig
 from core.recognition.waveform_asr import WaveformAsrConfig
-from core.report.loggers import LoggerConfig
 from core.samplers.plan import PlanConfig
 from core.seeding import seed_everything
-from core.train.settings import TrainConfig
+from core.train.config import TrainingConfig
 from core.train.trained import PretrainedConfig, TrainedRun, load_weights_of_run
 from core.units.masked_speech import CropConfig
 from recipes.hubert_iter2.assembly import RECIPES
@@ -28,36 +21,24 @@ DEFAULT_CONFIG = Path(__file__).parent / "finetune.yaml"
 
 
 @section
-class Config:
+class Config(TrainingConfig):
     """`pretrained: null` begins with random weights, to compare with."""
 
-    run: RunConfig
     pretrained: PretrainedConfig | None
     data: WaveformAsrConfig
     plan: PlanConfig
     model: HubertEncoderConfig
-    train: TrainConfig
-    optim: OptimConfig
-    loader: LoaderConfig = field(default_factory=LoaderConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-    stop: StopConfig = field(default_factory=StopConfig)
-    loggers: LoggerConfig = field(default_factory=LoggerConfig)
 
-    def __post_init__(self) -> None:
-        problems = []
-        total = getattr(self.optim.schedule, "total_steps", self.train.max_steps)
-        if total != self.train.max_steps:
-            problems.append(f"optim.schedule.total_steps={total} must equal train.max_steps={self.train.max_steps}")
+    def problems(self) -> list[str]:
+        problems = super().problems()
         if self.plan.over_budget == "crop":
             problems.append("plan.over_budget=crop would cut words off their audio; use skip, alone or error")
         if self.data.channel_mask is not None and self.data.channel_mask.length >= self.model.dim:
             problems.append(
                 f"data.channel_mask.length={self.data.channel_mask.length} must be below model.dim={self.model.dim}"
             )
-        if problems:
-            raise ConfigError(problems)
+        return problems
 
 
 def build_model(config: Config, *, vocab_size: int, seed: int) -> HubertCTC:

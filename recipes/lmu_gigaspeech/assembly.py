@@ -3,23 +3,19 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from core.checkpoint.store import CheckpointConfig
 from core.config.schema import section
 from core.data.dataset import SpeechDataset
 from core.data.index import ManifestIndex
 from core.data.shar.shards import Shar
 from core.data.shar.stream import SharStream, link_seed
 from core.data.sources import TrainingSource, open_sources
-from core.data.stream import LoaderConfig, TrainStream
+from core.data.stream import TrainStream
 from core.distributed import Ranks
-from core.job.run import Run, RunConfig
-from core.job.stop import StopConfig
+from core.job.run import Run
 from core.models.ctc import CTCModel
 from core.models.lmu.recognizer import LmuCtcConfig, build_lmu_ctc
-from core.optim.optim import OptimConfig
-from core.parallel.settings import ParallelConfig
 from core.recognition.asr import AsrConfig, AsrExamples
 from core.recognition.asr_corpus import (
     FEATURE_STATS,
@@ -31,42 +27,29 @@ from core.recognition.asr_corpus import (
     transcripts,
 )  # fmt: skip
 from core.recognition.recognize import DecodeConfig
-from core.report.loggers import LoggerConfig
 from core.samplers.plan import Plan, PlanConfig
 from core.seeding import seed_everything
 from core.speech.features import FeatureStats
 from core.text.vocabulary import CharacterVocabulary
-from core.train.settings import TrainConfig
+from core.train.config import TrainingConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "config.yaml"
 
 
 @section
-class Config:
-    run: RunConfig
+class Config(TrainingConfig):
+    EQUAL: ClassVar = (*TrainingConfig.EQUAL, ("data.features.num_mels", "model.encoder.input_dim"))
+
     data: AsrConfig
     plan: PlanConfig
     model: LmuCtcConfig
-    train: TrainConfig
-    optim: OptimConfig
-    loader: LoaderConfig = field(default_factory=LoaderConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
-    stop: StopConfig = field(default_factory=StopConfig)
-    loggers: LoggerConfig = field(default_factory=LoggerConfig)
 
-    def __post_init__(self) -> None:
-        total = getattr(self.optim.schedule, "total_steps", self.train.max_steps)
-        if total != self.train.max_steps:
-            raise ValueError(f"optim.schedule.total_steps={total} must equal train.max_steps={self.train.max_steps}")
+    def problems(self) -> list[str]:
+        problems = super().problems()
         if self.plan.over_budget == "crop":
-            raise ValueError("plan.over_budget=crop would cut words off their audio; use skip, alone or error")
-        if self.model.encoder.input_dim != self.data.features.num_mels:
-            raise ValueError(
-                f"model.encoder.input_dim={self.model.encoder.input_dim} must equal "
-                f"data.features.num_mels={self.data.features.num_mels}"
-            )
+            problems.append("plan.over_budget=crop would cut words off their audio; use skip, alone or error")
+        return problems
 
 
 @dataclass(frozen=True)

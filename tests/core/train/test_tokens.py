@@ -17,19 +17,17 @@ from core.checkpoint.store import CheckpointConfig
 from core.config.load import parse_args
 from core.config.schema import section
 from core.data.stream import LoaderConfig, TrainStream
-from core.job.run import Outcome, Run, RunConfig, run_job
-from core.job.stop import StopConfig
+from core.job.run import Outcome, Run, run_job
 from core.losses.output import LossOutput
 from core.optim.optim import OptimConfig
 from core.parallel.engine import build_engine
-from core.parallel.settings import ParallelConfig
 from core.report.loggers import LoggerConfig
 from core.rundir.files import METRICS, ExitCode, read_records
 from core.samplers.plan import Draw, Plan, Source
 from core.samplers.settings import PlanConfig, TokenPlanConfig
 from core.seeding import generator, seed_everything
+from core.train.config import TrainingConfig
 from core.train.loop import fit
-from core.train.settings import TrainConfig
 from tests.recipes import runs
 
 VOCABULARY = 17
@@ -59,15 +57,11 @@ loggers:
 
 
 @section
-class Config:
-    run: RunConfig
-    plan: TokenPlanConfig
-    train: TrainConfig
-    optim: OptimConfig
-    parallel: ParallelConfig = ParallelConfig()
-    checkpoint: CheckpointConfig
-    stop: StopConfig = StopConfig()
-    loggers: LoggerConfig
+class Config(TrainingConfig):
+    plan: TokenPlanConfig = TokenPlanConfig(micro_batches_per_step=2, max_tokens=256, num_buckets=6, chunk_draws=120)
+    optim: OptimConfig = OptimConfig(lr=0.1)
+    checkpoint: CheckpointConfig = CheckpointConfig(every_steps=4)
+    loggers: LoggerConfig = LoggerConfig(tensorboard=False)
 
 
 @dataclass(frozen=True)
