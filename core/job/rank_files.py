@@ -114,7 +114,6 @@ class RankFile:
         return state
 
     def write_stacks(self) -> None:
-        """Write the stacks of all threads of this process."""
         faulthandler.dump_traceback(self._file, all_threads=True)
 
     def read_others(self) -> list[RankState]:
