@@ -131,7 +131,6 @@ class CheckpointStore:
         return complete[-1].directory if complete else None
 
     def newest_step(self) -> int | None:
-        """Return the step of the newest complete checkpoint."""
         complete = files.list_complete(self._directory)
         return complete[-1].step if complete else None
 

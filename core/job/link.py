@@ -106,7 +106,7 @@ class RunningLink:
         facts: dict[str, Any] = {
             "exit_code": int(code),
             "reason": reason,
-            "step": self.phases.place.step if step is None else step,
+            "step": self.phases.current.step if step is None else step,
             "token": self.token,
             "train_s": round(self.phases.train_s, 3),
             "wall_s": round(wall_s, 3),

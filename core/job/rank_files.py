@@ -90,7 +90,7 @@ class RankFile:
 
     def write(self, *, is_stuck: bool = False, error: BaseException | None = None) -> RankState:
         """Write where this rank is; a disk that is full does not matter here."""
-        place = self._phases.place
+        place = self._phases.current
         state = RankState(
             rank=self._rank,
             token=self._token,
@@ -114,7 +114,6 @@ class RankFile:
         return state
 
     def write_stacks(self) -> None:
-        """Write the stacks of all threads of this process."""
         faulthandler.dump_traceback(self._file, all_threads=True)
 
     def read_others(self) -> list[RankState]:

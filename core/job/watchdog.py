@@ -74,7 +74,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(self._limit_s / 20):
             self._file.write()
-            place = self._phases.place
+            place = self._phases.current
             allowed_s = self._allowed_s(place.phase)
             if allowed_s is not None and time.monotonic() - place.since > allowed_s:
                 self._report_hang(place.entered)
@@ -108,7 +108,7 @@ class Watchdog:
         while sum(state.is_stuck for state in others) < self._world_size - 1 and time.monotonic() < end:
             time.sleep(0.1)
             others = self._file.read_others()
-        if self._phases.place.entered != entered:
+        if self._phases.current.entered != entered:
             return
         stuck = [me, *(state for state in others if state.is_stuck)]
         silent = [state for state in others if not state.is_stuck]

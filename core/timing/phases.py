@@ -53,7 +53,7 @@ class Phases:
         self, device: torch.device | None = None, clock: Callable[[], float] = time.monotonic, *, window: int = WINDOW
     ) -> None:
         self._clock = clock
-        self.place = CurrentPhase("outside", 0, 0, clock())
+        self.current = CurrentPhase("outside", 0, 0, clock())
         self.parts = StepParts(window)  # as of the last `take_own_s`
         self._seconds: dict[str, float] = {}
         self._marks = DeviceMarks() if device is not None and device.type == "cuda" else None
@@ -65,9 +65,9 @@ class Phases:
 
     def enter(self, phase: Phase, *, step: int | None = None) -> None:
         """Begin a phase, which ends the one before."""
-        before, now = self.place, self._clock()
+        before, now = self.current, self._clock()
         self._seconds[before.phase] = self._seconds.get(before.phase, 0.0) + now - before.since
-        self.place = CurrentPhase(phase, before.step if step is None else step, before.entered + 1, now)
+        self.current = CurrentPhase(phase, before.step if step is None else step, before.entered + 1, now)
         if self._marks is not None:
             self._marks.observe(phase)
 

@@ -56,7 +56,6 @@ def is_whole(path: Path) -> bool:
 
 
 def remove_features(path: Path) -> None:
-    """Delete a shard, where it is."""
     for part in (path, _lengths_path(path)):
         part.unlink(missing_ok=True)
 

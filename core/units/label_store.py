@@ -229,7 +229,6 @@ class LabelShards:
 
 
 def write_store(directory: Path, card: LabelCard, labels: Sequence[np.ndarray]) -> LabelStore:
-    """Write a store of labels that are at hand."""
     shards = LabelShards(directory, card, num_rows=len(labels), num_shards=1)
     shards.begin()
     shards.write(0, labels)

@@ -127,7 +127,6 @@ class ZeroTensors:
         return found
 
     def _base(self) -> Optimizer:
-        """Return the optimizer that DeepSpeed's wraps."""
         base: Optimizer = self._zero.optimizer
         return base
 
