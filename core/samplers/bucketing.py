@@ -17,7 +17,7 @@ from core.samplers.buckets import merge_sparse
 from core.samplers.budget import Budget, OverBudget
 from core.samplers.micro_batches import count_micro_batches, group_copies, max_copies, split_evenly, spread_copies
 from core.samplers.permutation import hashes
-from core.samplers.rules import Batching, Chunk
+from core.samplers.rules import Batching, Chunk, divisors
 
 _COST_CLASSES = 200  # micro-batches whose cost differs by less than 0.5 % of the largest may share a step
 
@@ -27,9 +27,18 @@ class BucketingConfig:
     """The keys that rules with buckets share, whatever the unit of their lengths."""
 
     micro_batches_per_step: Annotated[int, Field(ge=1)]
+    alike_micro_batches: Annotated[int, Field(ge=1)] | None = None
     num_buckets: Annotated[int, Field(ge=1, le=1000)] = 30
     over_budget: OverBudget = "error"
     chunk_draws: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
+
+    def __post_init__(self) -> None:
+        per_step, alike = self.micro_batches_per_step, self.alike_micro_batches
+        if alike is not None and per_step % alike:
+            raise ValueError(
+                f"alike_micro_batches={alike} must divide micro_batches_per_step={per_step}; use {divisors(per_step)}"
+            )
+        self.budget.check()
 
     @property
     def budget(self) -> Budget:
@@ -105,15 +114,16 @@ class Bucketing:
         return bucket.astype(np.uint16, copy=False)
 
     def _arrange(self, cost: np.ndarray, *, key: int) -> np.ndarray:
-        """Return an order of the micro-batches (M,): G alike make a step; steps and their micro-batches in keyed order.
+        """Return an order of the micro-batches (M,): groups of alike ones, and within each group, in keyed order.
 
         Alike is first in cost, so that no rank waits for another, and among equals in length, as they are in order of
-        their buckets already.
+        their buckets already. As many groups as fill it make a step: one, unless `alike_micro_batches` is set.
         """
+        size = self._config.alike_micro_batches or self._config.micro_batches_per_step
         width = min(cost.max(), self._budget.total) / _COST_CLASSES
         cost_class = np.minimum(cost / width, np.iinfo(np.uint16).max).astype(np.uint16)
-        steps = np.argsort(cost_class, kind="stable").reshape(-1, self._config.micro_batches_per_step)  # (steps, G)
-        keys = hashes(len(steps) + steps.size, key=key)
-        step_keys, within_keys = keys[: len(steps)], keys[len(steps) :].reshape(steps.shape)
+        groups = np.argsort(cost_class, kind="stable").reshape(-1, size)
+        keys = hashes(len(groups) + groups.size, key=key)
+        group_keys, within_keys = keys[: len(groups)], keys[len(groups) :].reshape(groups.shape)
         within = np.argsort((within_keys >> np.uint64(48)).astype(np.uint16), axis=1, kind="stable")  # 16 bits: faster
-        return np.take_along_axis(steps, within, axis=1)[np.argsort(step_keys, kind="stable")].ravel()
+        return np.take_along_axis(groups, within, axis=1)[np.argsort(group_keys, kind="stable")].ravel()

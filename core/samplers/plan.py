@@ -21,7 +21,7 @@ import numpy as np
 from core.samplers.admission import Source, admit
 from core.samplers.blend import Blend, Draw, Draws
 from core.samplers.evaluation import EvaluationPlan
-from core.samplers.rules import Chunk, Rules
+from core.samplers.rules import Chunk, Rules, divisors
 from core.samplers.settings import PlanConfig
 from core.samplers.statistics import PlanStatistics
 from core.seeding import key64
@@ -186,13 +186,21 @@ def rank_micro_batches(step: PlannedStep, *, dp_rank: int, dp_size: int) -> list
     return list(step.micro_batches[dp_rank::dp_size])
 
 
-def check_dp_size(dp_size: int, *, micro_batches_per_step: int) -> None:
-    """Raise ValueError unless every one of dp_size ranks gets the same number of micro-batches."""
+def check_dp_size(dp_size: int, *, micro_batches_per_step: int, alike: int | None = None) -> None:
+    """Raise ValueError unless every one of dp_size ranks gets the same number of micro-batches.
+
+    And unless those that the ranks take at the same time are alike, where only `alike` of a step are.
+    """
     if dp_size < 1 or micro_batches_per_step % dp_size:
-        *most, last = [str(size) for size in range(1, micro_batches_per_step + 1) if micro_batches_per_step % size == 0]
-        choices = f"{', '.join(most)} or {last}" if most else last
         raise ValueError(
-            f"dp size {dp_size} must divide plan.micro_batches_per_step={micro_batches_per_step}; use {choices}"
+            f"dp size {dp_size} must divide plan.micro_batches_per_step={micro_batches_per_step}; "
+            f"use {divisors(micro_batches_per_step)}"
+        )
+    if alike is not None and alike % dp_size:
+        raise ValueError(
+            f"dp size {dp_size} must divide plan.alike_micro_batches={alike}, or ranks wait for each other's longer "
+            f"micro-batches; use {divisors(alike)}, or set plan.alike_micro_batches to "
+            f"{divisors(micro_batches_per_step, multiple_of=dp_size)}"
         )
 
 

@@ -62,6 +62,11 @@ class Rules(Protocol):
     @property
     def micro_batches_per_step(self) -> int: ...
     @property
+    def alike_micro_batches(self) -> int | None:
+        """How many micro-batches of a step are of like length; None: all of them."""
+        ...
+
+    @property
     def budget(self) -> Budget:
         """The limits on an example and on a micro-batch."""
         ...
@@ -72,3 +77,9 @@ class Rules(Protocol):
         Raise ValueError for sources that the rules cannot be followed with.
         """
         ...
+
+
+def divisors(number: int, *, multiple_of: int = 1) -> str:
+    """Return the divisors of a number that are multiples of another, in words: `1, 2, 4 or 8`."""
+    *most, last = [str(one) for one in range(1, number + 1) if number % one == 0 and one % multiple_of == 0]
+    return f"{', '.join(most)} or {last}" if most else last

@@ -28,6 +28,12 @@ class PlanConfig(BucketingConfig):
     own, or skipped. A cut shorter than `min_cut_s` is skipped. Skipped cuts are counted in `Plan.statistics`.
     `chunk_draws` cuts at most are planned at a time, in `num_buckets` classes of length.
     `constant_cuts`: each micro-batch holds exactly `max_cuts` cuts, so the longest that are allowed must fit in.
+
+    `alike_micro_batches` of a step are of like length; null: all of them. Ranks that run at the same time need that, or
+    they wait for each other, so the number of dp ranks must divide it; accumulation does not need it. What is alike in
+    length is alike in all that goes with length: where classes (languages, sorts of text) differ in length, a step may
+    hold one class alone and training be unsteady. Then set it to the number of dp ranks; `describe()` prints the spread
+    of lengths within a step beside that of all.
     """
 
     max_duration_s: Annotated[float, Field(gt=0)]
@@ -38,7 +44,7 @@ class PlanConfig(BucketingConfig):
     constant_cuts: bool = False
 
     def __post_init__(self) -> None:
-        self.budget.check()
+        super().__post_init__()
         if self.constant_cuts:
             self._check_constant()
 
@@ -112,7 +118,7 @@ class ShapedPlanConfig(PlanConfig):
 
 @section
 class TokenPlanConfig(BucketingConfig):
-    """How draws become micro-batches of token sequences: the rules of PlanConfig with `max_tokens` PADDED tokens.
+    """How draws become micro-batches of token sequences: the rules of PlanConfig, with `max_tokens` PADDED tokens.
 
     A micro-batch holds at most `max_sequences` sequences. A sequence shorter than `min_length` tokens is skipped; one
     longer than `max_length` (default: `max_tokens`) is over budget.
@@ -122,9 +128,6 @@ class TokenPlanConfig(BucketingConfig):
     max_sequences: Annotated[int, Field(ge=1)] | None = None
     min_length: Annotated[int, Field(ge=0)] = 0
     max_length: Annotated[int, Field(ge=1)] | None = None
-
-    def __post_init__(self) -> None:
-        self.budget.check()
 
     @property
     def budget(self) -> Budget:

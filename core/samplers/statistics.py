@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from core.samplers.admission import Admitted
 from core.samplers.rules import Chunk, Rules
 
@@ -24,6 +26,7 @@ class PlanStatistics:
         self.length_per_step = length / chunk.num_steps
         self.padding_share = 1 - length / float(chunk.padded_length().sum())
         self.draws_per_step = self.num_chunk_draws / chunk.num_steps
+        self.mean_length, self.spread, self.spread_within_step = _spreads(chunk)
         self.empty_share = 1 - int((chunk.sizes > 0).sum()) / len(chunk.sizes)
 
     @property
@@ -44,7 +47,7 @@ class PlanStatistics:
 
     def describe(self) -> list[str]:
         """Return lines such as `step = 8 micro-batches x ~100 s = ~800 s of audio in ~64 cuts; padding 1.4 %`."""
-        return [*self._sources(), self._step(), self._chunk()]
+        return [*self._sources(), self._step(), self._lengths(), self._chunk()]
 
     def _sources(self) -> list[str]:
         lines = []
@@ -74,8 +77,22 @@ class PlanStatistics:
             line += f", {100 * self.empty_share:.0f} % of the micro-batches are empty"
         return line
 
+    def _lengths(self) -> str:
+        mean, all_, within = (f"{value:.3g}" for value in (self.mean_length, self.spread, self.spread_within_step))
+        return f"lengths = {mean} +- {all_} {self._budget.unit}, within a step +- {within} {self._budget.unit}"
+
     def _chunk(self) -> str:
         steps = "step" if self.num_chunk_steps == 1 else "steps"
         examples = f"{self.num_chunk_draws:,} {self._budget.keys.example}s"
         line = f"chunk = {examples} planned together = {self.num_chunk_steps:,} whole {steps}"
         return f"{line}; {self._advice}" if self._advice and self.num_chunk_steps < _FEW_STEPS else line
+
+
+def _spreads(chunk: Chunk) -> tuple[float, float, float]:
+    """Return the mean of the lengths, their standard deviation, and the one around the means of their steps."""
+    lengths = chunk.draws.length[chunk.order].astype(np.float64)
+    step = np.arange(len(chunk.sizes)) // (len(chunk.sizes) // chunk.num_steps)
+    by_start = np.argsort(chunk.starts, kind="stable")
+    step = np.repeat(step[by_start], chunk.sizes[by_start])  # (N,): of each example
+    means = np.bincount(step, lengths) / np.maximum(np.bincount(step), 1)
+    return float(lengths.mean()), float(lengths.std()), float(np.sqrt(np.square(lengths - means[step]).mean()))

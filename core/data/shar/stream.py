@@ -68,6 +68,10 @@ class SharStream:
         check_dp_size(ranks.dp_size, micro_batches_per_step=plan.micro_batches_per_step)
         if plan.over_budget == "crop":
             raise ValueError("plan.over_budget=crop: data.order=randomized crops nothing; use skip, alone or error")
+        if plan.alike_micro_batches is not None:
+            raise ValueError(
+                "plan.alike_micro_batches must be null: data.order=randomized makes no steps of like length"
+            )
         workers = max(1, config.num_workers)
         self.num_readers = ranks.dp_size * workers
         if self.num_readers > len(shar.shards):
