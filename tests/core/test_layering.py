@@ -27,6 +27,7 @@ LAYERS = [
         "unpickling",
         "flops",
         "signals",
+        "numerics",
     },
     {
         "audio",
