@@ -2,7 +2,7 @@
 
     srun python -m core.job.node_probe FOLDER SECONDS
 
-FOLDER/asked.json names the packages whose versions are wanted, and the paths to look for, in words.
+FOLDER/asked.json names the packages whose versions are wanted, the paths to look for, in words, and the precision.
 Each rank writes FOLDER/rank_K.json when it starts, when the ranks have met and measured their collectives, and when
 it got a stop signal (or none came in SECONDS). The launcher sends that signal and judges what it reads.
 """
@@ -24,6 +24,8 @@ import torch.distributed as dist
 
 from core import distributed
 from core.distributed import Ranks
+from core.numerics import all_kernels, faults
+from core.parallel.settings import resolve_precision
 from core.rundir.files import read_json, runs_root, write_json
 from core.signals import STOP_SIGNALS
 
@@ -45,6 +47,9 @@ def main() -> int:
     with distributed.joined() as ranks:
         report |= {"phase": "met", "world_size": ranks.world_size, "device": str(ranks.device)}
         report["gigabytes_per_s"] = _bandwidth(ranks)
+        in_bf16 = resolve_precision(asked["precision"], ranks) == "bf16"
+        dtypes = [torch.float32, torch.bfloat16][: 1 + in_bf16]
+        report["wrong_kernels"] = faults(all_kernels(), dtypes=dtypes, device=ranks.device)
         ranks.barrier()
         report["clock"] = time.time()  # of all ranks at one moment
         write_json(path, report)

@@ -52,7 +52,8 @@ def prediction_loss(
     index = masked_frames[..., None].expand(-1, -1, logits.size(2))
     masked = masked_prediction_loss(logits.gather(1, index), targets, penalties, penalty_weight=weight)
     with torch.autocast(logits.device.type, enabled=False):
-        cross_entropy = F.cross_entropy(logits.float().mT, labels, reduction="none")  # (B, T)
+        full = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        cross_entropy = F.cross_entropy(full.mT, labels, reduction="none")  # (B, T)
         is_open = _open_frames(labels, num_frames, masked_frames)
         unmasked = torch.where(is_open, cross_entropy, 0.0).sum()
     num_correct = ((logits.detach().argmax(-1) == labels) & is_open).sum()
@@ -77,9 +78,10 @@ def masked_prediction_loss(
     """
     num_clips, num_masked = targets.shape
     with torch.autocast(logits.device.type, enabled=False):
-        flat, wanted = logits.float().flatten(0, 1), targets.flatten()
+        full = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        flat, wanted = full.flatten(0, 1), targets.flatten()
         cross_entropy = F.cross_entropy(flat, wanted, reduction="sum")
-        penalty = penalties.float().sum() * num_masked
+        penalty = penalties.to(full.dtype).sum() * num_masked
     count = float(num_clips * num_masked)
     num_correct = (flat.detach().argmax(-1) == wanted).sum()
     metrics: dict[str, tuple[Tensor | float, Tensor | float]] = {

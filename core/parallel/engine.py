@@ -64,6 +64,10 @@ def build_engine(model: nn.Module, config: ParallelConfig, *, optim: OptimConfig
     """Build the engine that `config.strategy` names, on this rank's device. ValueError for what it cannot do."""
     config = replace(config, precision=resolve_precision(config.precision, ranks))
     check_precision(config, ranks)
+    if config.precision == "bf16" and ranks.device.type == "cpu":
+        from core.numerics import check_model
+
+        check_model(model, ranks)
     if config.strategy == "deepspeed":
         from core.parallel.deepspeed.engine import DeepSpeedEngine
 

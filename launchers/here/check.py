@@ -44,6 +44,11 @@ if gpus:
     assert all(int(one) == len(gpus) for one in ones), ones
     print(".".join(map(str, torch.cuda.nccl.version())))
 """
+_NUMERICS = """
+import json, torch
+from core.numerics import all_kernels, faults
+print(json.dumps(faults(all_kernels(), dtypes=[torch.float32, torch.bfloat16], device="cpu")))
+"""
 _RANK = """
 import os
 from core.distributed import joined
@@ -70,7 +75,7 @@ class Finding(NamedTuple):
 
 
 def main() -> int:
-    checks = (python, packages, memory, devices, decoding, ranks, disk, slurm)
+    checks = (python, packages, memory, devices, numerics, decoding, ranks, disk, slurm)
     found: list[Finding] = []
     with ThreadPoolExecutor(len(checks)) as pool:  # most of them wait for a process
         for findings in pool.map(lambda check: check(), checks):
@@ -142,6 +147,18 @@ def devices() -> list[Finding]:
         return [gpu, Finding("ok", "nccl", f"{rest[-1]} adds up over {num_seen} GPU{'s' * (num_seen > 1)}")]
     advice = "NCCL_DEBUG=INFO makes a run say more; settings of the site go into slurm/cluster.sh"
     return [gpu, Finding("fail", "nccl", _last_line(answer), advice)]
+
+
+def numerics() -> list[Finding]:
+    """What this CPU computes wrongly. In bf16 that is a warning: runs in fp32 are right, and one in bf16 refuses."""
+    answer = _run(_NUMERICS)
+    if answer.returncode != 0:
+        return [Finding("fail", "numerics", _last_line(answer), _reinstall("torch"))]
+    found = [
+        Finding("fail" if precision == "fp32" else "warn", "numerics", words, advice)
+        for words, precision, advice in json.loads(answer.stdout)
+    ]
+    return found or [Finding("ok", "numerics", "the CPU agrees with float64, in fp32 and in bf16")]
 
 
 def decoding() -> list[Finding]:

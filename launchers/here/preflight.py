@@ -25,9 +25,9 @@ def preflight(sub: Path, *, overrides: list[str], only_here: bool, wait_s: float
         findings += [Finding("header", False, problem) for problem in error.problems]
     findings += machine()
     if header is not None:
-        resolved, paths = config(header, overrides)
+        resolved, paths, precision = config(header, overrides)
         findings += [*script(header), *resolved]
-        findings += _cluster(header, paths, only_here=only_here, wait_s=wait_s)
+        findings += _cluster(header, paths, precision, only_here=only_here, wait_s=wait_s)
     shown = table("check", "", "finding")
     for what, is_well, words in findings:
         shown.add_row(what, colored("ok", "green") if is_well else colored("NO", "red"), words.replace("[", "\\["))
@@ -41,7 +41,9 @@ def _resources(header: Header) -> str:
     return f"{header.num_nodes} x {header.tasks_per_node} ranks{gpus}, time {limit}"
 
 
-def _cluster(header: Header, paths: Mapping[str, str], *, only_here: bool, wait_s: float) -> Iterator[Finding]:
+def _cluster(
+    header: Header, paths: Mapping[str, str], precision: str, *, only_here: bool, wait_s: float
+) -> Iterator[Finding]:
     """Where links would run, and what is to be found there. `paths`: those that must be there too, by their keys."""
     is_slurm = slurm_answers()
     words = "SLURM answers" if is_slurm else f"no SLURM answers: links would run here, on {num_cores()} cores"
@@ -53,4 +55,5 @@ def _cluster(header: Header, paths: Mapping[str, str], *, only_here: bool, wait_
 
     if is_slurm:
         print(f"checking the nodes with a short job (at most {wait_s:.0f} s in the queue) ...", file=sys.stderr)
-    yield from check_nodes(header, paths, cluster="slurm" if is_slurm else "local", wait_s=wait_s)
+    cluster = "slurm" if is_slurm else "local"
+    yield from check_nodes(header, paths, cluster=cluster, wait_s=wait_s, precision=precision)

@@ -62,26 +62,30 @@ def _late_options(text: str) -> int | None:
     return None
 
 
-def config(header: Header, overrides: list[str]) -> tuple[list[Finding], dict[str, str]]:
+def config(header: Header, overrides: list[str]) -> tuple[list[Finding], dict[str, str], str]:
     """By the .sub's own command with `--check`, which prints the resolved config and exits before it loads anything.
 
-    Also the paths that its `data` section names, by their keys.
+    Also the paths that its `data` section names, by their keys, and its `parallel.precision`.
     """
     if "python -m recipes." not in header.path.read_text(encoding="utf-8"):
-        return [Finding("config", True, "not checked: the file runs no recipe")], {}
+        return [Finding("config", True, "not checked: the file runs no recipe")], {}, "fp32"
     here = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     here["BATON_LOCAL_TASKS"] = "1"
     arguments = [f"run.name={header.job_name}", "--check", *overrides]
     answer = _run(["bash", str(header.path.absolute()), *arguments], env=here)
     if answer.returncode != 0:
         lines = (answer.stderr.strip() or f"exit code {answer.returncode}").splitlines()[-20:]
-        return [Finding("config", False, line) for line in lines], {}
+        return [Finding("config", False, line) for line in lines], {}, "fp32"
     named = paths(answer.stdout)
     absent = [
         Finding("paths", False, f"{key}: there is no {path}") for key, path in named.items() if not is_there(path)
     ]
     all_there = Finding("paths", True, f"all {len(named)} that the data section names are there")
-    return [Finding("config", True, "resolved without a mistake"), *(absent or [all_there])], named
+    return (
+        [Finding("config", True, "resolved without a mistake"), *(absent or [all_there])],
+        named,
+        precision(answer.stdout),
+    )
 
 
 def paths(resolved: str) -> dict[str, str]:
@@ -90,6 +94,15 @@ def paths(resolved: str) -> dict[str, str]:
 
     found = yaml.safe_load(resolved)
     return dict(_paths(found.get("data") if isinstance(found, dict) else None, "data"))
+
+
+def precision(resolved: str) -> str:
+    """What a resolved config trains in."""
+    import yaml
+
+    found = yaml.safe_load(resolved)
+    parallel = found.get("parallel") if isinstance(found, dict) else None
+    return str((parallel or {}).get("precision", "fp32"))
 
 
 def is_there(path: str) -> bool:

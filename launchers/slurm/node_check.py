@@ -41,10 +41,13 @@ START = re.compile(r"\s*srun\s+(.*?\S*python[\d.]*)\s+-m\s")
 SETUP = re.compile(r"(export|module|source|\.|trap|ulimit|umask|unset)\s|\w+=")
 
 
-def check_nodes(header: Header, paths: Mapping[str, str], *, cluster: str, wait_s: float) -> Iterator[Finding]:
+def check_nodes(
+    header: Header, paths: Mapping[str, str], *, cluster: str, wait_s: float, precision: str = "fp32"
+) -> Iterator[Finding]:
     """Start the ranks, wait for their reports (`wait_s` for SLURM to start them), and judge.
 
     `paths`: what must be there on every node, by the key that names it; relative ones from the checkout.
+    `precision`: what kernels must compute in, as `parallel.precision` says.
     """
     try:
         runs_root().mkdir(parents=True, exist_ok=True)
@@ -54,7 +57,7 @@ def check_nodes(header: Header, paths: Mapping[str, str], *, cluster: str, wait_
         return
     try:
         absolute = {f"{key}: {path}": str(ROOT / path) for key, path in paths.items()}
-        write_json(folder / ASKED, {"packages": PACKAGES, "paths": absolute})
+        write_json(folder / ASKED, {"packages": PACKAGES, "paths": absolute, "precision": precision})
         (folder / SCRIPT).write_text(batch_script(header, folder))
         yield from _on_slurm(header, folder, wait_s=wait_s) if cluster == "slurm" else _here(header, folder)
     except OSError as error:

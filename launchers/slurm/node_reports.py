@@ -31,7 +31,7 @@ def judge(reports: Sequence[Report], header: Header, *, num_ranks: int, versions
     found += [_gpus(reports, header), _disk(reports), _paths(reports), _versions(reports, versions)]
     met = [report for report in reports if report["phase"] != "started"]
     if len(met) == num_ranks:
-        found += [_clock(met), _bandwidth(met), _signal(met)]
+        found += [_clock(met), _bandwidth(met), _numerics(met), _signal(met)]
     else:
         late = _names(reports, lambda report: report["phase"] == "started")
         found.append(Finding("collectives", False, f"these ranks started, but did not meet the others: {late}"))
@@ -113,6 +113,15 @@ def _bandwidth(reports: Sequence[Report]) -> Finding:
     least = LEAST_GIGABYTES_PER_S.get(kind, 0.0)
     words = f"all-reduce of 16 MiB over {len(reports)} ranks: {speed:.2f} GB/s ({kind})"
     return Finding("collectives", speed >= least, words if speed >= least else f"{words}; expected at least {least:g}")
+
+
+def _numerics(reports: Sequence[Report]) -> Finding:
+    nodes: dict[str, set[str]] = {}
+    for report in reports:
+        for kernel, _, advice in report["wrong_kernels"]:
+            nodes.setdefault(f"{kernel}: {advice}", set()).add(report["node"])
+    wrong = [f"on {', '.join(sorted(where))} {words}" for words, where in nodes.items()]
+    return Finding("numerics", not wrong, "; ".join(wrong) or "kernels of the recipes agree with float64")
 
 
 def _signal(reports: Sequence[Report]) -> Finding:

@@ -98,7 +98,7 @@ class MaskedGroupNorm(nn.Module):
 
 
 class _NormalizeChannels(torch.autograd.Function):
-    """y = weight * (x - mean) / sqrt(variance + eps) + bias over the valid frames, in fp32, in few passes of memory.
+    """y = weight * (x - mean) / sqrt(variance + eps) + bias over the valid frames, in fp32 at least, in few passes.
 
     This tensor is the largest of the model: one that is normalized by elementary operations is kept four times.
     """
@@ -108,15 +108,15 @@ class _NormalizeChannels(torch.autograd.Function):
         ctx: Any, x: Tensor, is_valid: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            valid = is_valid.float()  # (B, T)
-            count = lengths.clamp(min=1)[:, None].float()  # (B, 1)
-            full = x.float()
+            full = x.to(torch.promote_types(x.dtype, torch.float32))
+            valid = is_valid.to(full.dtype)  # (B, T)
+            count = lengths.clamp(min=1)[:, None].to(full.dtype)  # (B, 1)
             mean = torch.einsum("bct,bt->bc", full, valid) / count
             normalized = (full - mean[..., None]).mul_(valid[:, None])
             variance = torch.linalg.vector_norm(normalized, dim=2).square() / count
             scale = (variance + eps).rsqrt()  # (B, C)
             normalized.mul_(scale[..., None])
-            y = torch.addcmul(bias.float()[:, None], normalized, weight.float()[:, None])
+            y = torch.addcmul(bias.to(full.dtype)[:, None], normalized, weight.to(full.dtype)[:, None])
             ctx.save_for_backward(normalized, valid, count, scale, weight)
             return y.to(x.dtype)
 
@@ -124,10 +124,10 @@ class _NormalizeChannels(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         normalized, valid, count, scale, weight = ctx.saved_tensors
         with torch.autocast(normalized.device.type, enabled=False):
-            g = gradients[0].float()
+            g = gradients[0].to(normalized.dtype)
             along = torch.linalg.vecdot(g, normalized)  # (B, C): normalized is 0 behind the valid frames
             total = torch.einsum("bct,bt->bc", g, valid)
-            factor = weight.float() * scale  # (B, C)
+            factor = weight.to(g.dtype) * scale  # (B, C)
             dx = torch.addcmul((total / count)[..., None], normalized, (along / count)[..., None])
             dx = torch.sub(g, dx, out=dx).mul_(factor[..., None]).mul_(valid[:, None])
             # behind the valid frames y is the bias: its gradient there counts

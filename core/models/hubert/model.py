@@ -91,7 +91,7 @@ class Hubert(nn.Module):
             frames = self(audio, num_samples, num_layers=layer)
         finally:
             self.train(was_training)
-        return frames.hidden.float(), frames.lengths
+        return frames.hidden.to(torch.promote_types(frames.hidden.dtype, torch.float32)), frames.lengths
 
     def blocks(self) -> list[nn.Module]:
         """Return the modules to checkpoint, compile and shard one by one."""
@@ -151,14 +151,15 @@ class ClusterHead(nn.Module):
         """Map hidden (..., D) to logits (..., N) in fp32."""
         projected = self.projection(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            x = F.normalize(projected.float(), dim=-1)
-            return x @ F.normalize(self.label_embeddings.float(), dim=-1).t() / _TEMPERATURE
+            x = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
+            return x @ F.normalize(self.label_embeddings.to(x.dtype), dim=-1).t() / _TEMPERATURE
 
 
 def mean_square(features: Tensor, is_valid: Tensor) -> Tensor:
     """Map (B, T, C), (B, T) to the mean (B,) of the squares of each clip's valid features, in fp32; 0 of no frames."""
     with torch.autocast(features.device.type, enabled=False):
-        of_frame = torch.linalg.vecdot(features.float(), features.float()) / features.size(2)  # (B, T)
+        full = features.to(torch.promote_types(features.dtype, torch.float32))
+        of_frame = torch.linalg.vecdot(full, full) / full.size(2)  # (B, T)
         return of_frame.masked_fill(~is_valid, 0.0).sum(1) / is_valid.sum(1).clamp(min=1)
 
 
