@@ -37,6 +37,14 @@ class BlendConfig:
     sources: list[BlendEntry]
 
 
+@section
+class SourcesConfig:
+    """The data of a small recipe. `train`, `valid`: a manifest, or a blend of several."""
+
+    train: str
+    valid: str
+
+
 class TrainingSource(NamedTuple):
     """One manifest of a blend."""
 
