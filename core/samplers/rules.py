@@ -41,42 +41,33 @@ class Chunk(NamedTuple):
 
 
 class Batching(Protocol):
-    """Makes the chunks of one plan."""
+    """Makes the chunks of one plan.
 
-    def stretch(self, blend: Blend, number: int) -> tuple[int, int]:
-        """Return which draws of the stream are chunk `number`: (first, how many)."""
-        ...
+    `stretch` gives the draws of the stream that are chunk `number`: (first, how many). `make_chunk` makes steps of some
+    draws, of these alone, in an order that `key` gives. `advice` says which key of YAML would make the micro-batches of
+    a chunk fuller, or nothing.
+    """
 
-    def make_chunk(self, draws: Draws, *, key: int) -> Chunk:
-        """Return the steps of some draws, of these alone; `key` orders them."""
-        ...
-
-    def advice(self, chunk: Chunk) -> str:
-        """Return which key would make micro-batches fuller than they are in a chunk, or nothing."""
-        ...
+    def stretch(self, blend: Blend, number: int) -> tuple[int, int]: ...
+    def make_chunk(self, draws: Draws, *, key: int) -> Chunk: ...
+    def advice(self, chunk: Chunk) -> str: ...
 
 
 class Rules(Protocol):
-    """The batch rules of a plan, as its section has them."""
+    """The batch rules of a plan, as its section has them.
+
+    `alike_micro_batches` of a step are of like length; None: all of them. `budget`: the limits on an example and on a
+    micro-batch. `batching` prepares what makes the chunks, for `sample` (N,), lengths as they will be drawn; it raises
+    ValueError for sources that the rules cannot be followed with.
+    """
 
     @property
     def micro_batches_per_step(self) -> int: ...
     @property
-    def alike_micro_batches(self) -> int | None:
-        """How many micro-batches of a step are of like length; None: all of them."""
-        ...
-
+    def alike_micro_batches(self) -> int | None: ...
     @property
-    def budget(self) -> Budget:
-        """The limits on an example and on a micro-batch."""
-        ...
-
-    def batching(self, admitted: Sequence[Admitted], sample: np.ndarray) -> Batching:
-        """Prepare what makes the chunks; `sample` (N,) are lengths as they will be drawn.
-
-        Raise ValueError for sources that the rules cannot be followed with.
-        """
-        ...
+    def budget(self) -> Budget: ...
+    def batching(self, admitted: Sequence[Admitted], sample: np.ndarray) -> Batching: ...
 
 
 def divisors(number: int, *, multiple_of: int = 1) -> str:

@@ -1,7 +1,7 @@
 """The sections of YAML that configure a plan: of speech, whose lengths are seconds, and of tokens."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field
@@ -63,7 +63,16 @@ class PlanConfig(BucketingConfig):
 
     @property
     def budget(self) -> Budget:
-        return Budget(**self._limits())
+        return Budget(
+            unit="s",
+            keys=_SPEECH,
+            total=self.max_duration_s,
+            max_examples=self.max_cuts,
+            quadratic=self.quadratic_duration_s,
+            min_length=self.min_cut_s,
+            max_length=self.max_cut_s,
+            over_budget=self.over_budget,
+        )
 
     @property
     def allowed_s(self) -> float:
@@ -76,24 +85,14 @@ class PlanConfig(BucketingConfig):
         assert self.max_cuts is not None
         return ConstantBucketing(self, admitted, sample, size=self.max_cuts)
 
-    def _limits(self) -> dict[str, Any]:
-        return {
-            "unit": "s",
-            "keys": _SPEECH,
-            "total": self.max_duration_s,
-            "max_examples": self.max_cuts,
-            "quadratic": self.quadratic_duration_s,
-            "min_length": self.min_cut_s,
-            "max_length": self.max_cut_s,
-            "over_budget": self.over_budget,
-        }
-
 
 @section
 class ShapedPlanConfig(PlanConfig):
-    """`static_shapes`: each micro-batch is padded to one of `num_buckets` shapes. Their lengths are the upper ends of
+    """The rules of PlanConfig, with static shapes for datasets that know of them: those of masked prediction.
+
+    `static_shapes`: each micro-batch is padded to one of `num_buckets` shapes. Their lengths are the upper ends of
     classes of length, equally wide from `min_cut_s` to the longest cut allowed; each has as many rows as fit in the
-    budget, whether cuts fill them or silence. For datasets that know of it: those of masked prediction.
+    budget, whether cuts fill them or silence.
     """
 
     static_shapes: bool = False
@@ -107,7 +106,8 @@ class ShapedPlanConfig(PlanConfig):
 
     @property
     def budget(self) -> Budget:
-        return ShapedBudget(**self._limits(), num_shapes=self.num_buckets) if self.static_shapes else super().budget
+        budget = super().budget
+        return ShapedBudget(**vars(budget), num_shapes=self.num_buckets) if self.static_shapes else budget
 
     @property
     def shapes(self) -> Shapes | None:

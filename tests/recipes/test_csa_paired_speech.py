@@ -106,6 +106,27 @@ def test_a_pair_is_the_same_in_any_batch_worker_and_after_any_resume(tmp_path: P
     assert all(same(a, b) for a, b in zip(again[0].batches, here[2].batches, strict=True))
 
 
+def test_a_blend_is_validated_with_each_clip_once(tmp_path: Path) -> None:
+    """In batches of crops whose lengths the plan knows, of each source of the blend."""
+    entries = [
+        f"{{manifest: {DEMO}/{name}_dev.jsonl, weight: {weight}}}" for name, weight in (("english", 3), ("russian", 1))
+    ]
+    (tmp_path / "both.yaml").write_text(f"sources: [{', '.join(entries)}]\n")
+    made = corpus(tmp_path / "run", valid=str(tmp_path / "both.yaml"), evaluate="crop")
+    plan, data = made.evaluation_plan("valid", PLAN, seed=1), made.evaluation_set("valid", seed=1)
+    batches = [data[one] for one in plan.batches(0, 1)]
+    indexes = [source.manifest for source in made.valid]
+    assert sorted(
+        one for batch in batches for one in [*batch.sample_ids, *(bad.sample_id for bad in batch.bad)]
+    ) == sorted(cut.id for index in indexes for cut in index.cuts())
+    meant_s = [data._drawn(one)[0] for one in plan.batches(0, 1)]
+    for one, lengths_s in zip(plan.batches(0, 1), meant_s, strict=True):
+        whole = [
+            min(length, indexes[draw.source].durations_s[draw.row]) for draw, length in zip(one, lengths_s, strict=True)
+        ]
+        assert whole == sorted(whole, reverse=True)
+
+
 def test_batches_are_of_crops_alike_in_length(tmp_path: Path) -> None:
     made = corpus(tmp_path)
 

@@ -32,12 +32,12 @@ def test_a_bucket_is_split_evenly_and_in_order(buckets: list[tuple[int, int]]) -
     starts, sizes = split_evenly(num_cuts, counts)
     assert sizes.sum() == num_cuts.sum()
     assert starts.tolist() == np.cumsum(np.append(0, sizes[:-1])).tolist()
-    hand = 0
+    first = 0
     for cuts, num in buckets:
-        of_bucket = sizes[hand : hand + num]
+        of_bucket = sizes[first : first + num]
         assert of_bucket.sum() == cuts
         assert of_bucket.max() - of_bucket.min() <= 1
-        hand += num
+        first += num
 
 
 @given(cuts=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 8)), min_size=1, max_size=120), more=st.integers(0, 5))
@@ -53,8 +53,8 @@ def test_equal_cuts_are_never_in_one_micro_batch(cuts: list[tuple[int, int]], mo
     counts = np.minimum(most + more, num_cuts)
     order = order[spread_copies(num_cuts, counts)]
     assert sorted(order.tolist()) == list(range(len(cuts)))
-    bucket_of_hand = np.repeat(np.arange(len(names)), counts)
+    bucket_of_batch = np.repeat(np.arange(len(names)), counts)
     for number, (start, size) in enumerate(zip(*split_evenly(num_cuts, counts), strict=True)):
-        hand = order[start : start + size]
-        assert len(set(identity[hand].tolist())) == size > 0
-        assert (bucket[hand] == bucket_of_hand[number]).all()
+        batch = order[start : start + size]
+        assert len(set(identity[batch].tolist())) == size > 0
+        assert (bucket[batch] == bucket_of_batch[number]).all()
