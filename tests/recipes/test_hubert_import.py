@@ -24,6 +24,7 @@ from core.parallel.loss_scale import LossScale, LossScaleConfig
 from core.runfiles import CHECKPOINTS, CONFIG, METRICS, ExitCode, read_json, read_records
 from core.samplers.plan import Plan
 from core.train.checkpoint_files import STATE, list_complete
+from tests.closeness import assert_close
 from tests.core.models.test_hubert import rival_of
 from tests.core.models.test_hubert_lightning import NUM_UPDATES, gradients, lightning, saved
 from tests.recipes import hubert_runs, runs
@@ -114,7 +115,7 @@ def test_train_goes_on_from_an_imported_checkpoint(
     found = {name.removeprefix("/"): value for name, value in runs.state(run).items()}
     assert found.keys() - expected.keys() == {"optimizer_class.AdamW"} and expected.keys() <= found.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+        assert_close(found[name], value, name=name)
 
 
 @pytest.mark.parametrize(("setting", "problem"), [

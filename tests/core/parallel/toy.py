@@ -14,6 +14,7 @@ from core.distributed import Ranks
 from core.optim import OptimConfig
 from core.parallel.engine import Engine, ParallelConfig, build_engine
 from core.parallel.zero import ZeroConfig
+from tests import closeness
 from tests.core.parallel.training import whole
 
 # Once, here, and not in every rank that is forked: what engines and optimizers import when they are first made.
@@ -160,5 +161,6 @@ def assert_close(found: History, expected: History, *, rel: float = 1e-5) -> Non
     assert found.losses == pytest.approx(expected.losses, rel=rel)
     assert found.norms == pytest.approx(expected.norms, rel=rel)
     assert found.parameters.keys() == expected.parameters.keys()
+    largest = max(float(value.abs().max()) for value in expected.parameters.values())
     for name, value in expected.parameters.items():
-        assert (found.parameters[name] - value).abs().max() <= rel, name
+        closeness.assert_close(found.parameters[name], value, rel=rel, of=largest, name=name)

@@ -18,6 +18,7 @@ from core.optim import OptimConfig
 from core.parallel.engine import Engine, ParallelConfig, build_engine
 from core.train.loop import LossFn, train_step
 from core.train.phases import Phases
+from tests import closeness
 from tests.core.parallel.training import whole
 from tests.ranks import run_on_ranks
 
@@ -100,7 +101,7 @@ def assert_close(found: Gradients, reference: Gradients, *, times: float = 1.0) 
     assert found.keys() == reference.keys()
     for name, value in reference.items():
         assert value.abs().max() > 1e-3
-        assert (found[name] - times * value).abs().max() <= 1e-6 * times, name
+        closeness.assert_close(found[name], times * value, rel=5e-6, name=name)
 
 
 # Contrastive: each rank scores its own rows against everybody's.
