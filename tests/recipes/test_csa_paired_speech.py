@@ -22,6 +22,7 @@ from core.text.words import words_of
 from recipes.csa_stage1.paired_corpus import PairedCorpus, PairedCorpusConfig
 from recipes.csa_stage1.paired_speech import PairBatch, PairConfig, text_key
 from recipes.csa_stage1.word_crops import WordCropConfig
+from tests.closeness import assert_close
 
 DEMO = Path(__file__).parents[2] / "manifests" / "demo"
 RATE = 16000
@@ -191,7 +192,7 @@ def test_rows_are_normalized_as_wav2vec_wants_them(tmp_path: Path) -> None:
     expected = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)(
         rows, sampling_rate=RATE, padding=True, return_tensors="np"
     )
-    assert np.abs(expected["input_values"] - batch.audio.numpy()).max() < 1e-4
+    assert_close(batch.audio, expected["input_values"])
 
 
 def test_spoken_text_and_keys(tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_greedy_equals_a_plain_loop() -> None:
                 frames.append(t)
             previous = symbol
         assert (found.ids, found.frames) == (ids, frames)
-        assert found.score == pytest.approx(score, abs=1e-5)
+        assert found.score == pytest.approx(score, rel=1e-6)
 
 
 def test_padding_is_not_read() -> None:

@@ -19,6 +19,7 @@ from core.parallel.engine import Engine, build_engine
 from core.parallel.settings import ParallelConfig
 from core.timing.phases import Phases
 from core.train.loop import LossFn, train_step
+from tests import closeness
 from tests.core.parallel.training import whole
 from tests.ranks import run_on_ranks
 
@@ -102,7 +103,7 @@ def assert_close(found: Gradients, reference: Gradients, *, times: float = 1.0) 
     assert found.keys() == reference.keys()
     for name, value in reference.items():
         assert value.abs().max() > 1e-3
-        assert (found[name] - times * value).abs().max() <= 1e-6 * times, name
+        closeness.assert_close(found[name], times * value, rel=5e-6, name=name)
 
 
 # Contrastive: each rank scores its own rows against everybody's.
