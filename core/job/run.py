@@ -28,16 +28,10 @@ from core.job.stop import StopConfig, StopSignal
 from core.job.watchdog import Watchdog
 from core.optim.optim import OptimConfig
 from core.report.loggers import LoggerConfig
-from core.rundir.files import (
-    CHECKPOINTS,
-    CONFIG,
-    DONE,
-    ExitCode,
-    deadline_from_environment,
-    runs_root,
-    slurm_job,
-    write_whole,
-)
+from core.rundir.environment import deadline_from_environment, runs_root, slurm_job
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import CHECKPOINTS, CONFIG, DONE
+from core.rundir.whole_files import write_whole
 from core.timing.phases import Phases
 from core.train.settings import TrainConfig
 

@@ -19,8 +19,7 @@ from core.distributed import Ranks
 from core.models.ctc import CTCModel
 from core.models.lmu.recognizer import LmuCtcConfig, build_lmu_ctc
 from core.recognition.alignment import ctc_spans
-from core.recognition.asr_corpus import FEATURE_STATS, VOCABULARY
-from core.rundir.files import CONFIG
+from core.rundir.files import CONFIG, FEATURE_STATS, VOCABULARY
 from core.speech.features import FeatureConfig, FeatureStats, LogMel, num_frames
 from core.speech.resampling import resample
 from core.text.normalization import normalize_transcript

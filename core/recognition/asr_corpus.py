@@ -10,6 +10,7 @@ from torch import Tensor
 
 from core.data.reading import BadSample, read_cut
 from core.distributed import Ranks
+from core.rundir.files import VOCABULARY
 from core.speech.features import FeatureConfig, FeatureStats, LogMel
 from core.text.normalization import normalize_transcript
 from core.text.vocabulary import CharacterVocabulary
@@ -17,8 +18,6 @@ from core.text.vocabulary import CharacterVocabulary
 if TYPE_CHECKING:  # lhotse takes long to import
     from lhotse import MonoCut
 
-VOCABULARY = "vocabulary.txt"
-FEATURE_STATS = "feature_stats.json"
 _STATS_UTTERANCES = 500  # some 20 minutes to an hour of speech: the means no longer move
 
 

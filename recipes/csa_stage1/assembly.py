@@ -29,9 +29,9 @@ from core.models.pretrained.text import FrozenText, PretrainedTextConfig
 from core.optim.optim import OptimConfig
 from core.parallel.preparation import COMPUTE_DTYPE
 from core.parallel.settings import ParallelConfig, resolve_precision
-from core.recognition.asr_corpus import FEATURE_STATS, VOCABULARY
 from core.report.loggers import LoggerConfig
-from core.rundir.files import CONFIG, runs_root
+from core.rundir.environment import runs_root
+from core.rundir.files import CONFIG, FEATURE_STATS, VOCABULARY
 from core.samplers.plan import PlanConfig
 from core.seeding import seed_everything
 from core.speech.features import FeatureConfig, FeatureStats

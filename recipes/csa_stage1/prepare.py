@@ -21,7 +21,10 @@ from core.job.stop import StopConfig
 from core.optim.optim import OptimConfig
 from core.recognition.aligner import Aligner
 from core.report.loggers import LoggerConfig
-from core.rundir.files import DONE, ExitCode, pieces_so_far, runs_root
+from core.rundir.environment import runs_root
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import DONE
+from core.rundir.ledger import pieces_so_far
 from core.seeding import generator
 from core.train.settings import TrainConfig
 from recipes.csa_stage1.preparation import SHARDS, Preparation, PrepareConfig

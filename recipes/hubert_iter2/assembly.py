@@ -18,7 +18,7 @@ from core.models.hubert.model import HubertPretraining
 from core.optim.optim import OptimConfig
 from core.parallel.settings import ParallelConfig
 from core.report.loggers import LoggerConfig
-from core.rundir.files import runs_root
+from core.rundir.environment import runs_root
 from core.samplers.shapes import ShapedPlanConfig
 from core.train.settings import TrainConfig
 from core.train.trained import load_trained, read_section, weights_hash

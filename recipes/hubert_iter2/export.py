@@ -17,10 +17,10 @@ from typing import get_args
 import torch
 
 from core import distributed
-from core.data.whole_file import appears_whole
 from core.job.errors import said_plainly
 from core.models.hubert.names import Style, export_state, save_huggingface
-from core.rundir.files import runs_root
+from core.rundir.environment import runs_root
+from core.rundir.whole_files import appears_whole
 from core.train.trained import weights_hash
 from recipes.hubert_iter2.assembly import trained_model
 

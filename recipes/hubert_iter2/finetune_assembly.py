@@ -17,7 +17,7 @@ from core.parallel.settings import ParallelConfig
 from core.recognition.recognize import DecodeConfig
 from core.recognition.waveform_asr import WaveformAsrConfig
 from core.report.loggers import LoggerConfig
-from core.rundir.files import runs_root
+from core.rundir.environment import runs_root
 from core.samplers.plan import PlanConfig
 from core.seeding import seed_everything
 from core.train.settings import TrainConfig

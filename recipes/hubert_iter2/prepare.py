@@ -15,14 +15,9 @@ from functools import partial
 from core.config.load import parse_args
 from core.data.reading import BadSample
 from core.job.run import Outcome, Run, run_job
-from core.rundir.files import (
-    BAD_SAMPLES,
-    CLUSTERS,
-    SCORES,
-    append_record,
-    pieces_so_far,
-    write_json,
-)
+from core.rundir.files import BAD_SAMPLES, CLUSTERS, SCORES
+from core.rundir.ledger import pieces_so_far
+from core.rundir.whole_files import append_record, write_json
 from core.units.cluster_report import draw_report
 from core.units.labelled_speech import LabelledSpeech
 from core.units.labelling import Labelling

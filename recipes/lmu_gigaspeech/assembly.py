@@ -22,9 +22,10 @@ from core.models.lmu.recognizer import LmuCtcConfig, build_lmu_ctc
 from core.optim.optim import OptimConfig
 from core.parallel.settings import ParallelConfig
 from core.recognition.asr import AsrConfig, AsrExamples
-from core.recognition.asr_corpus import FEATURE_STATS, Cuts, feature_stats, kept_vocabulary, transcripts
+from core.recognition.asr_corpus import Cuts, feature_stats, kept_vocabulary, transcripts
 from core.recognition.recognize import DecodeConfig
 from core.report.loggers import LoggerConfig
+from core.rundir.files import FEATURE_STATS
 from core.samplers.plan import Plan, PlanConfig
 from core.seeding import seed_everything
 from core.speech.features import FeatureStats

@@ -19,10 +19,11 @@ from core.config.load import load
 from core.distributed import Ranks, joined
 from core.job.errors import said_plainly
 from core.models.ctc import CTCModel
-from core.recognition.asr_corpus import VOCABULARY, texts_of
+from core.recognition.asr_corpus import texts_of
 from core.recognition.decoding import beam_search, greedy_search
 from core.recognition.fusion import WeightedScorer, build_scorer
-from core.rundir.files import CONFIG, ExitCode
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import CONFIG, VOCABULARY
 from core.speech.audio import AudioError, read_audio
 from core.speech.features import FeatureStats, LogMel, num_frames
 from core.text.vocabulary import CharacterVocabulary

@@ -10,15 +10,9 @@ import pytest
 import torch
 import yaml
 
-from core.rundir.files import (
-    BAD_SAMPLES,
-    LEDGER,
-    METRICS,
-    SCORES,
-    ExitCode,
-    read_json,
-    read_records,
-)
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import BAD_SAMPLES, LEDGER, METRICS, SCORES
+from core.rundir.whole_files import read_json, read_records
 from recipes.hubert_iter2 import evaluate
 from tests.recipes import finetune_runs, runs
 

@@ -9,7 +9,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.rundir.files import METRICS, SCORES, read_json, read_records
+from core.rundir.files import METRICS, SCORES
+from core.rundir.whole_files import read_json, read_records
 from tests.recipes import hubert_runs
 from tests.recipes.synthetic_speech import random_grammar, write_speech
 

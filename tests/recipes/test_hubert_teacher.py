@@ -11,15 +11,9 @@ import torch
 import recipes.hubert_iter2.assembly as assembly2
 from core.models.hubert.names import Style
 from core.rundir.checkpoints import list_complete
-from core.rundir.files import (
-    CHECKPOINTS,
-    DONE,
-    METRICS,
-    SCORES,
-    ExitCode,
-    read_json,
-    read_records,
-)
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import CHECKPOINTS, DONE, METRICS, SCORES
+from core.rundir.whole_files import read_json, read_records
 from core.train.trained import load_trained
 from core.units.label_store import LabelStore
 from recipes.hubert_iter2 import export, import_weights

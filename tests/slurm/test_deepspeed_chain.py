@@ -3,14 +3,9 @@
 import shlex
 from pathlib import Path
 
-from core.rundir.files import (
-    DONE,
-    METRICS,
-    SCORES,
-    ExitCode,
-    read_json,
-    read_records,
-)
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import DONE, METRICS, SCORES
+from core.rundir.whole_files import read_json, read_records
 from tests.recipes import csa_runs, runs
 from tests.slurm.conftest import Slurm, lacking
 

@@ -14,14 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from core.rundir.files import (
-    CONFIG,
-    DONE,
-    LEDGER,
-    METRICS,
-    append_record,
-    now,
-)
+from core.rundir.files import CONFIG, DONE, LEDGER, METRICS
+from core.rundir.whole_files import append_record, now
 
 PARTS = ("data_wait", "move", "forward", "backward", "update", "step")
 

@@ -15,16 +15,9 @@ from core.job.run import Outcome, Run, RunConfig, run_job
 from core.job.stop import StopConfig
 from core.optim.optim import OptimConfig
 from core.report.loggers import LoggerConfig
-from core.rundir.files import (
-    CONFIG,
-    LEASE,
-    LEDGER,
-    STOP,
-    ExitCode,
-    read_json,
-    read_records,
-    write_json,
-)
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import CONFIG, LEASE, LEDGER, STOP
+from core.rundir.whole_files import read_json, read_records, write_json
 from core.train.settings import TrainConfig
 from tests.ranks import free_port
 
