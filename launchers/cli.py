@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.rundir.files import ExitCode
+from core.rundir.exit_codes import ExitCode
 from launchers.runs import LaunchError
 
 USAGE = """\
@@ -36,7 +36,7 @@ commands:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a command; its exit code."""
+    """Run a command; return its exit code."""
     os.umask(0o077)  # runs are their owner's
     words = list(arguments)
     try:
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _launch(words: list[str]) -> int:
     from launchers.chain.launch import launch
-    from launchers.chain.wish import Wish, add_arguments
+    from launchers.chain.request import LaunchRequest, add_arguments
 
     parser = argparse.ArgumentParser(
         "./launch.sh", usage=USAGE, description=ABOUT, epilog=COMMANDS, formatter_class=argparse.RawTextHelpFormatter
@@ -69,12 +69,12 @@ def _launch(words: list[str]) -> int:
     if typed.sub.suffix in (".yaml", ".yml"):
         from launchers.chain.pipeline import launch_pipeline
 
-        return launch_pipeline(Wish(**vars(typed)))
+        return launch_pipeline(LaunchRequest(**vars(typed)))
     if typed.sub.suffix != ".sub":
         near = difflib.get_close_matches(str(typed.sub), _COMMANDS, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise LaunchError(f"{typed.sub}: neither a command nor a .sub or pipeline .yaml file{hint}")
-    return launch(Wish(**vars(typed)))
+    return launch(LaunchRequest(**vars(typed)))
 
 
 def _status(words: list[str]) -> int:
@@ -114,12 +114,12 @@ def _cancel(words: list[str]) -> int:
 
 def _extend(words: list[str]) -> int:
     from launchers.chain.launch import extend
-    from launchers.chain.wish import positive
+    from launchers.chain.request import positive_int
 
     parser = argparse.ArgumentParser("./launch.sh extend")
     parser.add_argument("run")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    parser.add_argument("-n", dest="num_links", type=positive, required=True, help="how many more links")
+    parser.add_argument("-n", dest="num_links", type=positive_int, required=True, help="how many more links")
     parser.add_argument("--cluster", choices=["slurm", "local", "debug"])
     parser.add_argument("--live", dest="is_live", action="store_true", help="run the checkout itself")
     typed = vars(parser.parse_intermixed_args(words))
@@ -138,12 +138,12 @@ def _compare(words: list[str]) -> int:
 
 
 def _sweep(words: list[str]) -> int:
+    from launchers.chain.request import LaunchRequest, add_arguments
     from launchers.chain.sweep import sweep
-    from launchers.chain.wish import Wish, add_arguments
 
     parser = argparse.ArgumentParser("./launch.sh sweep", description="One run for every combination of the values.")
     add_arguments(parser)
-    return sweep(Wish(**vars(parser.parse_intermixed_args(words))))
+    return sweep(LaunchRequest(**vars(parser.parse_intermixed_args(words))))
 
 
 def _completion(words: list[str]) -> int:

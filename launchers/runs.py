@@ -3,27 +3,30 @@
 import difflib
 from pathlib import Path
 
-from core.rundir.files import LEDGER, METRICS, ExitCode, runs_root
+from core.rundir.checkpoints import METRICS
+from core.rundir.environment import runs_root
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import LEDGER
 from launchers.slurm.header import NAME
 
 
 class LaunchError(Exception):
-    """What a person must change, and the exit code that says of which kind it is."""
+    """The launcher refuses: what a person must change, and the exit code that says of which kind it is."""
 
     def __init__(self, message: str, *, exit_code: int = ExitCode.CONFIG) -> None:
         super().__init__(message)
         self.exit_code = int(exit_code)
 
 
-def checked(name: str) -> str:
-    """The name itself. LaunchError unless it is safe as a directory and job name."""
+def valid_name(name: str) -> str:
+    """Return the name itself. LaunchError unless it is safe as a directory and job name."""
     if not NAME.fullmatch(name) or set(name) == {"."}:
         raise LaunchError(f"run name {name!r}: only letters, digits and . _ - are allowed (at most 64)")
     return name
 
 
 def existing_runs() -> list[Path]:
-    """The run directories, by name."""
+    """Return the run directories, by name."""
     root = runs_root()
     if not root.is_dir():
         return []
@@ -31,8 +34,8 @@ def existing_runs() -> list[Path]:
 
 
 def find_run(name: str) -> Path:
-    """The directory of a run. LaunchError with the nearest names if there is none."""
-    run = runs_root() / checked(name)
+    """Return the directory of a run. LaunchError with the nearest names if there is none."""
+    run = runs_root() / valid_name(name)
     names = [path.name for path in existing_runs()]
     if run.name in names:
         return run

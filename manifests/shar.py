@@ -19,7 +19,7 @@ from lhotse.shar import SharWriter
 
 from core.data.index import ManifestIndex
 from core.data.reading import BadSample, read_cut
-from core.rundir.files import fsync_directory
+from core.rundir.whole_files import fsync_directory
 from manifests.corpus import progress_bar
 
 FIELDS = {"recording": "flac"}

@@ -21,7 +21,8 @@ from lhotse import MonoCut
 
 from core.data.index import ManifestIndex
 from core.data.reading import BadSample, read_cut
-from core.rundir.files import ExitCode, append_record
+from core.rundir.exit_codes import ExitCode
+from core.rundir.whole_files import append_record
 from manifests.corpus import progress_bar
 
 _CHUNK_ROWS = 256

@@ -17,7 +17,7 @@ from core.config.load import load
 from core.data.batch import collate
 from core.losses.ctc import ctc_loss
 from core.recognition.asr import AsrExamples
-from core.rundir.files import ExitCode
+from core.rundir.exit_codes import ExitCode
 from core.samplers.plan import rank_micro_batches
 from recipes.lmu_gigaspeech import train
 

@@ -30,18 +30,10 @@ from core.bench.telemetry.machine import free_port
 from core.bench.telemetry.processes import POLL_S, StopRequest, end_session, is_still_led, start
 from core.bench.telemetry.recorder import GPU, HOST, GpuSampler, HostSampler
 from core.job.context import scrubbed_argv
-from core.rundir.files import (
-    DONE,
-    ENV_LINK,
-    ENV_LINK_SEED,
-    ENV_LOCAL_TASKS,
-    ENV_RUNS,
-    EXIT_WORDS,
-    ExitCode,
-    read_json,
-    slurm_job,
-    write_json,
-)
+from core.rundir.environment import ENV_LINK, ENV_LINK_SEED, ENV_LOCAL_TASKS, ENV_RUNS, slurm_job
+from core.rundir.exit_codes import EXIT_WORDS, ExitCode
+from core.rundir.files import DONE
+from core.rundir.whole_files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from core.bench.plan import choices, planned_runs
 from core.bench.settings import MODES, BenchConfig
 from core.bench.telemetry.machine import Gpus
 from core.config.load import to_dict
-from core.rundir.files import write_json, write_whole
+from core.rundir.whole_files import write_json, write_whole
 
 FILES = ("best_config.json", "best_config.env", "best_overrides.txt")
 # What CSRef calls it, and the column of the manifest that says what it was.

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from core.rundir.files import now, write_whole
+from core.rundir.whole_files import now, write_whole
 
 logger = logging.getLogger(__name__)
 

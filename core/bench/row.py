@@ -13,7 +13,8 @@ from core.bench.plan import PlannedRun, setting
 from core.bench.settings import ROOT, BenchConfig
 from core.bench.telemetry.machine import Gpus
 from core.bench.telemetry.recorder import GPU, HOST, num_rows
-from core.rundir.files import CONFIG, RUN_CONTEXT, TRAIN_LOG, read_json
+from core.rundir.files import CONFIG, RUN_CONTEXT, TRAIN_LOG
+from core.rundir.whole_files import read_json
 
 PREPARED = "prepare.json"
 GIT = "git.json"  # of a suite: the code that began it

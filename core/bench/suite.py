@@ -25,8 +25,11 @@ from core.bench.telemetry.machine import Gpus
 from core.bench.telemetry.processes import StopRequest
 from core.config.load import diff, load, to_dict, to_yaml
 from core.config.schema import ConfigError
-from core.job.context import git_state
-from core.rundir.files import ENV_RUNS, ExitCode, runs_root, write_json, write_whole
+from core.job.context import scrubbed
+from core.rundir.environment import ENV_RUNS, runs_root
+from core.rundir.exit_codes import ExitCode
+from core.rundir.repository import git_state
+from core.rundir.whole_files import write_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +66,7 @@ class Suite:
         (directory / "runs").mkdir(parents=True, exist_ok=True)
         write_whole(path, to_yaml(config))
         if not (directory / GIT).exists():
-            write_json(directory / GIT, git_state(ROOT))
+            write_json(directory / GIT, scrubbed(git_state(ROOT)))
         return suite
 
     @classmethod

@@ -37,7 +37,7 @@ from core.bench.telemetry.leaks import (
     not_judged,
 )
 from core.config.load import load
-from core.rundir.files import now, write_json, write_whole
+from core.rundir.whole_files import now, write_json, write_whole
 
 PICTURE = "summary.png"
 

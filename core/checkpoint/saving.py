@@ -11,8 +11,9 @@ from typing import TypeVar
 from core.checkpoint.hashes import hash_share
 from core.distributed import Ranks
 from core.rundir import checkpoints as files
-from core.rundir.files import ExitCode, write_whole
+from core.rundir.exit_codes import ExitCode
 from core.rundir.lease import LeaseHeld, is_fenced
+from core.rundir.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -25,8 +25,8 @@ from core.checkpoint.saving import CheckpointError, Save, StorageError
 from core.config.schema import section
 from core.distributed import Ranks
 from core.rundir import checkpoints as files
-from core.rundir.files import read_json, write_json
 from core.rundir.lease import is_fenced
+from core.rundir.whole_files import read_json, write_json
 
 __all__ = ["BestConfig", "CheckpointConfig", "CheckpointError", "CheckpointStore", "Checkpointable", "StorageError"]
 
@@ -127,12 +127,13 @@ class CheckpointStore:
 
     def newest(self) -> Path | None:
         """Return the newest complete checkpoint."""
-        complete = files.list_complete(self._directory)
-        return complete[-1].directory if complete else None
+        newest = files.newest_complete(self._directory)
+        return None if newest is None else newest.directory
 
     def newest_step(self) -> int | None:
-        complete = files.list_complete(self._directory)
-        return complete[-1].step if complete else None
+        """Return the step of the newest complete checkpoint."""
+        newest = files.newest_complete(self._directory)
+        return None if newest is None else newest.step
 
     def best(self) -> Path | None:
         """Return the best complete checkpoint by keep_best, the first of several; None where nothing is scored."""

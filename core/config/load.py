@@ -26,7 +26,7 @@ from core.config.yaml_source import (
     read_value,
     read_yaml,
 )
-from core.rundir.files import ExitCode
+from core.rundir.exit_codes import ExitCode
 
 __all__ = ["ConfigError", "diff", "load", "parse_args", "section", "to_dict", "to_yaml"]
 

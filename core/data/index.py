@@ -21,7 +21,7 @@ import numpy as np
 from lhotse import MonoCut
 from lhotse.serialization import deserialize_item
 
-from core.data.whole_file import appears_whole
+from core.rundir.whole_files import appears_whole
 
 ROW = np.dtype(
     [

@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from core.data.index import ManifestIndex
-from core.data.whole_file import appears_whole
-from core.rundir.files import read_json, write_json
+from core.rundir.whole_files import appears_whole, read_json, write_json
 
 CARD, OFFSETS, SAMPLES = "card.json", "offsets.npy", "samples.npy"
 _SCALE = 2**15

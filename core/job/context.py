@@ -10,7 +10,6 @@ import platform
 import re
 import shlex
 import socket
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,21 +21,12 @@ import torch
 
 from core.config.yaml_source import dump_yaml
 from core.distributed import Ranks
-from core.rundir.files import (
-    CONFIG,
-    LEDGER,
-    METRICS,
-    RESOLVED_CONFIG,
-    RUN_CONTEXT,
-    TRAIN_LOG,
-    read_json,
-    read_records,
-    write_json,
-    write_whole,
-)
+from core.rundir.checkpoints import METRICS
+from core.rundir.files import CONFIG, RESOLVED_CONFIG, RUN_CONTEXT, TRAIN_LOG
+from core.rundir.ledger import read_links
+from core.rundir.repository import git_facts, git_state
+from core.rundir.whole_files import read_json, write_json, write_whole
 
-MAX_STATUS_LINES = 200
-GIT_TIMEOUT_S = 10.0
 HIDDEN = "***"
 _WORDS = ("token", "password", "passwd", "passphrase", "secret", "credential", "credentials", "auth", "apikey", "pwd")
 _PAIRS = (("api", "key"), ("access", "key"), ("private", "key"), ("secret", "key"), ("account", "key"))
@@ -72,7 +62,7 @@ def run_context(directory: Path, *, ranks: Ranks, link: int) -> dict[str, Any]:
         "paths": {"run": str(directory), **{name: str(directory / file) for name, file in names.items()}},
         "distributed": {"rank": ranks.rank, "local_rank": ranks.local_rank, "world_size": ranks.world_size},
         "runtime": _runtime(ranks.device),
-        "git": _submitted_code(directory, link) or git_state(Path.cwd()),
+        "git": _submitted_code(directory, link) or scrubbed(git_state(Path.cwd())),
     }
 
 
@@ -100,45 +90,11 @@ def _version(package: str) -> str | None:
 
 def _submitted_code(directory: Path, link: int) -> dict[str, Any] | None:
     """Return the commit that the launcher noted: a link runs in a copy of the code, which is no repository."""
-    records = [r for r in read_records(directory / LEDGER) if r.get("event") == "submitted" and r.get("link") == link]
-    if not records or not records[-1].get("commit"):
+    submitted = next((one.submitted for one in read_links(directory) if one.number == link), {})
+    if not submitted.get("commit"):
         return None
-    commit, dirty = records[-1]["commit"], records[-1].get("dirty")
-    return all_facts(available=True, commit_hash=commit, commit_short=commit[:7], dirty=dirty)
-
-
-def git_state(folder: Path) -> dict[str, Any]:
-    """Return commit, branch and changes of the repository around a folder; `error` says why there is none."""
-    try:
-        root = _ask_git(folder, "rev-parse", "--show-toplevel")
-        commit = _ask_git(folder, "rev-parse", "HEAD")
-        branch = _ask_git(folder, "rev-parse", "--abbrev-ref", "HEAD")
-        status = _ask_git(folder, "status", "--porcelain").splitlines()
-    except (OSError, subprocess.SubprocessError) as error:
-        words = (getattr(error, "stderr", None) or str(error)).strip()
-        return all_facts(available=False, error=scrubbed(words))
-    return all_facts(
-        available=True,
-        repo_root=root,
-        commit_hash=commit,
-        commit_short=commit[:7],
-        branch=branch,
-        dirty=bool(status),
-        status_porcelain=status[:MAX_STATUS_LINES],
-        status_truncated=len(status) > MAX_STATUS_LINES,
-    )
-
-
-def all_facts(**facts: Any) -> dict[str, Any]:
-    """Return all keys, whatever is known."""
-    nothing = dict.fromkeys(("repo_root", "commit_hash", "commit_short", "branch", "dirty"))
-    return {"available": False, **nothing, "status_porcelain": [], "status_truncated": False, "error": None, **facts}
-
-
-def _ask_git(folder: Path, *words: str) -> str:
-    command = ["git", "-C", str(folder), *words]
-    run = subprocess.run(command, capture_output=True, text=True, timeout=GIT_TIMEOUT_S, check=True)
-    return run.stdout.rstrip()
+    commit, dirty = submitted["commit"], submitted.get("dirty")
+    return git_facts(available=True, commit_hash=commit, commit_short=commit[:7], dirty=dirty)
 
 
 def scrubbed_argv(argv: Sequence[str]) -> list[str]:

@@ -9,7 +9,7 @@ import torch
 
 from core.config.schema import ConfigError
 from core.distributed import RendezvousError
-from core.rundir.files import ExitCode
+from core.rundir.exit_codes import ExitCode
 
 STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES}
 # torch raises a plain RuntimeError where the host has no memory, and where the driver rather than its allocator fails.

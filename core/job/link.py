@@ -14,24 +14,19 @@ import psutil
 
 from core.distributed import Ranks
 from core.report.report import write_report
-from core.rundir.files import (
-    CONFIG,
-    DONE,
+from core.rundir.environment import (
     ENV_RUNS,
-    LEDGER,
-    LOGS,
-    STOP,
-    ExitCode,
     is_started_by_run_sh,
     job_from_environment,
     link_from_environment,
     ranks_of_torchrun,
-    read_records,
-    record_link,
     runs_root,
-    write_whole,
 )
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import CONFIG, DONE, STOP, rank_files
 from core.rundir.lease import Lease
+from core.rundir.ledger import next_number, read_links, record_link
+from core.rundir.whole_files import write_whole
 from core.timing.phases import Phases
 
 logger = logging.getLogger(__name__)
@@ -56,7 +51,7 @@ class RunningLink:
 
     @property
     def rank_files(self) -> Path:
-        return self._directory / LOGS / f"link_{self.number}" / "ranks"
+        return rank_files(self._directory, self.number)
 
     def begin(self, ranks: Ranks) -> None:
         """Take the lease; all ranks together. LeaseHeld, RunStopped or OSError on all of them where there is none."""
@@ -67,7 +62,7 @@ class RunningLink:
                 lease = Lease(self._directory, job_id=job_from_environment())
                 self._leave_if_stopped(lease)
                 self._lease, self.token = lease, lease.token
-                self.number = self.number or _next_number(self._directory)
+                self.number = self.number or next_number(read_links(self._directory))
             except (RuntimeError, OSError) as error:  # the others must hear of it before anyone leaves
                 problem = error
         problem, self.token, self.number = ranks.from_first((problem, self.token, self.number))
@@ -131,11 +126,6 @@ class RunningLink:
             write_report(self._directory)
         except Exception:  # a picture less is no reason to fail a link
             logger.exception("the report could not be written")
-
-
-def _next_number(directory: Path) -> int:
-    """Return the number of a link that no launcher numbered."""
-    return 1 + max((int(record.get("link", 0)) for record in read_records(directory / LEDGER)), default=0)
 
 
 def restart_command(world_size: int) -> str | None:

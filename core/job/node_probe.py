@@ -26,7 +26,8 @@ from core import distributed
 from core.distributed import Ranks
 from core.numerics import all_kernels, faults
 from core.parallel.settings import resolve_precision
-from core.rundir.files import read_json, runs_root, write_json
+from core.rundir.environment import runs_root, slurm_job
+from core.rundir.whole_files import read_json, write_json
 from core.signals import STOP_SIGNALS
 
 NUM_FLOATS = 4 * 2**20  # 16 MiB, about a bucket of gradients
@@ -74,7 +75,7 @@ def _machine(rank: int, packages: Sequence[str]) -> dict[str, Any]:
         "rank": rank,
         "node": socket.gethostname(),
         "pid": os.getpid(),
-        "job": os.environ.get("SLURM_JOB_ID"),
+        "job": slurm_job(),
         "versions": versions,
         "gpus": gpus,
         "free_gib": shutil.disk_usage(runs_root()).free / 2**30,

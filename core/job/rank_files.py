@@ -20,7 +20,7 @@ from types import TracebackType
 import psutil
 
 from core.job.errors import describe_error, exit_code_of
-from core.rundir.files import ExitCode
+from core.rundir.exit_codes import ExitCode
 from core.rundir.processes import find_process
 from core.timing.phases import Phases
 

@@ -27,16 +27,10 @@ from core.job.rank_files import RankFile
 from core.job.settings import JobConfig
 from core.job.stop import StopSignal
 from core.job.watchdog import Watchdog
-from core.rundir.files import (
-    CHECKPOINTS,
-    CONFIG,
-    DONE,
-    ExitCode,
-    deadline_from_environment,
-    runs_root,
-    slurm_job,
-    write_whole,
-)
+from core.rundir.environment import deadline_from_environment, runs_root, slurm_job
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import CHECKPOINTS, CONFIG, DONE
+from core.rundir.whole_files import write_whole
 from core.timing.phases import Phases
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from pydantic import Field
 from core.config.schema import section
 from core.distributed import COLLECTIVE_TIMEOUT_S, SAVE_TIMEOUT_S
 from core.job.rank_files import RankFile, RankState, ask_for_stacks
-from core.rundir.files import ExitCode
+from core.rundir.exit_codes import ExitCode
 from core.timing.phases import Phases
 
 logger = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ from core.data.shar.stream import open_shar
 from core.data.sources import TrainingSource, open_sources
 from core.distributed import Ranks
 from core.recognition.asr import AsrConfig
+from core.rundir.files import FEATURE_STATS, VOCABULARY
 from core.speech.features import FeatureConfig, FeatureStats, LogMel
 from core.text.normalization import normalize_transcript
 from core.text.vocabulary import CharacterVocabulary
@@ -21,8 +22,6 @@ from core.text.vocabulary import CharacterVocabulary
 if TYPE_CHECKING:  # lhotse takes long to import
     from lhotse import MonoCut
 
-VOCABULARY = "vocabulary.txt"
-FEATURE_STATS = "feature_stats.json"
 _STATS_UTTERANCES = 500  # some 20 minutes to an hour of speech: the means no longer move
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core.rundir.files import write_whole
+from core.rundir.whole_files import write_whole
 from core.text.vocabulary import SPACE
 
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"

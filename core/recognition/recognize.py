@@ -18,8 +18,8 @@ from core.losses.ctc import ctc_loss
 from core.recognition.decoding import BeamConfig, beam_search, greedy_search
 from core.recognition.error_rates import ErrorCounts, bootstrap_interval, character_errors, total, word_errors
 from core.recognition.fusion import FusionConfig, WeightedScorer
-from core.report.report import PREDICTIONS
-from core.rundir.files import append_record
+from core.rundir.files import PREDICTIONS
+from core.rundir.whole_files import append_record
 from core.text.vocabulary import CharacterVocabulary
 from core.train.evaluate import evaluation_mode
 

@@ -17,10 +17,11 @@ from core.models.ctc import CTCModel
 from core.models.lmu.recognizer import LmuCtcConfig, build_lmu_ctc
 from core.parallel.settings import ParallelConfig, Precision
 from core.recognition.asr import AsrConfig
-from core.recognition.asr_corpus import VOCABULARY, load_feature_stats, open_training_data, texts_of, training_cuts
+from core.recognition.asr_corpus import load_feature_stats, open_training_data, texts_of, training_cuts
 from core.recognition.decoding import BeamConfig, beam_search, greedy_search
 from core.recognition.fusion import WeightedScorer, build_scorer
 from core.recognition.recognize import DecodeConfig
+from core.rundir.files import VOCABULARY
 from core.speech.audio import AudioError, read_audio
 from core.speech.features import FeatureConfig, LogMel, num_frames
 from core.text.vocabulary import CharacterVocabulary

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from core.config.schema import section
-from core.rundir.files import TENSORBOARD, write_whole
+from core.rundir.files import TENSORBOARD, WANDB_ID
+from core.rundir.whole_files import write_whole
 
 logger = logging.getLogger(__name__)
-
-WANDB_ID = "wandb_id"  # a file of the run directory: the links of a run are one W&B run
 
 
 @section

@@ -7,42 +7,36 @@ It is made of what lies in the run directory alone, so it can be made at any tim
 
 import base64
 import difflib
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from core.report.picture import draw
+from core.rundir.checkpoints import METRICS
+from core.rundir.exit_codes import EXIT_WORDS, ExitCode
 from core.rundir.files import (
     BAD_SAMPLES,
     CLUSTERS,
     CONFIG,
     DONE,
-    EXIT_WORDS,
     FAILED,
-    LEDGER,
-    METRICS,
     NEIGHBOURS,
     PICTURE,
+    PREDICTIONS,
     REPORT,
     SCORES,
     SIMILARITIES,
     STOP,
-    ExitCode,
-    now,
-    read_json,
-    read_records,
-    write_whole,
 )
+from core.rundir.ledger import LinkRecord, read_links
 from core.rundir.metrics_log import duration, read_metrics
+from core.rundir.whole_files import appears_whole, now, read_json, read_records, write_whole
 
 PICTURES = {
     CLUSTERS: ("Clusters", "clusters of frames"),
     SIMILARITIES: ("Similarities", "each utterance against each text"),
 }
-PREDICTIONS = "predictions.jsonl"  # {step, sample_id, reference, hypothesis} of each validation
 MAX_PREDICTIONS = 20
 
 STYLE = """
@@ -63,7 +57,8 @@ def write_report(run_directory: Path) -> Path:
     metrics = read_metrics(run_directory / METRICS)
     links = read_links(run_directory)
     facts = _facts(run_directory, metrics, links)
-    _write_bytes(run_directory / PICTURE, draw(metrics, heading=(run_directory.name, "  |  ".join(facts))))
+    with appears_whole(run_directory / PICTURE, mode=0o600) as file:
+        file.write(draw(metrics, heading=(run_directory.name, "  |  ".join(facts))))
     picture = base64.b64encode(draw(metrics)).decode()
     body = [
         f"<h1>{escape(run_directory.name)}</h1>",
@@ -84,24 +79,14 @@ def write_report(run_directory: Path) -> Path:
     return run_directory / REPORT
 
 
-def read_links(run_directory: Path) -> list[dict[str, Any]]:
-    """Read the links of the ledger in order, the events of each laid over one another."""
-    links: dict[int, dict[str, Any]] = {}
-    for record in read_records(run_directory / LEDGER):
-        if isinstance(record.get("link"), int) and isinstance(record.get("event"), str):
-            link = links.setdefault(record["link"], {})
-            link |= {f"{record['event']}_{key}": value for key, value in record.items()}
-    return [{"link": number, **links[number]} for number in sorted(links)]
-
-
-def _facts(run_directory: Path, metrics: Sequence[Mapping[str, Any]], links: Sequence[Mapping[str, Any]]) -> list[str]:
+def _facts(run_directory: Path, metrics: Sequence[Mapping[str, Any]], links: Sequence[LinkRecord]) -> list[str]:
     step = max((record["step"] for record in metrics), default=0)
     states = {DONE: "done", FAILED: "failed", STOP: "stopped by a person"}
-    is_done = bool(links) and links[-1].get("ended_exit_code") == ExitCode.DONE  # the marker follows the report
+    is_done = bool(links) and links[-1].exit_code == ExitCode.DONE  # the marker follows the report
     state = next((word for marker, word in states.items() if (run_directory / marker).exists()), "unfinished")
     state = "done" if is_done else state
     facts = [state, f"{step:,} steps", f"{len(links)} link{'s' * (len(links) != 1)}"]
-    if train_s := sum(link.get("ended_train_s") or 0 for link in links):
+    if train_s := sum(link.ended.get("train_s") or 0 for link in links):
         facts.append(f"{duration(train_s)} of training")
     bad = len({record.get("sample_id") for record in read_records(run_directory / BAD_SAMPLES)})  # told of at each try
     facts.append(f"{bad:,} bad sample{'s' * (bad != 1)} skipped" if bad else "no bad samples")
@@ -127,26 +112,22 @@ def _pictures(run_directory: Path) -> list[str]:
     return page
 
 
-def _links(links: Sequence[Mapping[str, Any]]) -> list[str]:
+def _links(links: Sequence[LinkRecord]) -> list[str]:
     if not links:
         return []
     rows = []
     for link in links:
-        code = link.get("ended_exit_code")
-        outcome = link.get("ended_reason") or (EXIT_WORDS.get(code, f"exit code {code}") if code is not None else "")
-        seed = link.get("submitted_seed", link.get("started_seed"))
-        train_s = link.get("ended_train_s")
+        code, train_s = link.exit_code, link.ended.get("train_s")
+        outcome = link.ended.get("reason") or ("" if code is None else EXIT_WORDS.get(code, f"exit code {code}"))
         cells = [
-            _number(link["link"]),
-            _text(link.get("submitted_job_id", link.get("started_job_id"))),
-            _text(seed),
-            _text(link.get("started_host")),
-            _number(link.get("started_step")),
-            _number(link.get("ended_step")),
+            _number(link.number),
+            _text(link.job_id),
+            _text(link.seed),
+            _text(link.started.get("host")),
+            _number(link.started.get("step")),
+            _number(link.step),
             _text("" if train_s is None else duration(train_s)),
-            _text(
-                outcome if link.get("ended_event") else "running or killed" if link.get("started_event") else "waiting"
-            ),
+            _text(outcome if link.ended else "running or killed" if link.started else "waiting"),
         ]
         rows.append(cells)
     heads = ["link", "job", "seed", "node", "from step", "to step", "training", "why it ended"]
@@ -240,10 +221,3 @@ def _number(value: Any) -> str:
 
 def _is_rate(name: str) -> bool:
     return name.rpartition("_")[2] in ("wer", "cer")
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-    os.replace(temporary, path)

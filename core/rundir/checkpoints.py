@@ -20,18 +20,13 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.rundir.files import (
-    LINEAGE,
-    fsync_directory,
-    is_overtaken,
-    read_json,
-    read_lineage,
-    write_json,
-)
+from core.rundir.files import LINEAGE
+from core.rundir.whole_files import fsync_directory, read_json, write_json
 
 COMPLETE = "COMPLETE"
 HASHES = "hashes.json"
@@ -53,7 +48,7 @@ class Checkpoint:
     is_complete: bool
 
     def metrics(self) -> dict[str, float]:
-        """What it scored; empty where that is not known."""
+        """Return what it scored; empty where that is not known."""
         try:
             metrics = read_json(self.directory / METRICS)
         except (OSError, ValueError):
@@ -61,7 +56,7 @@ class Checkpoint:
         return metrics if isinstance(metrics, dict) else {}
 
     def token(self) -> int | None:
-        """Of the job that wrote it; None where that cannot be read."""
+        """Return the token of the job that wrote it; None where that cannot be read."""
         try:
             return int(read_json(self.directory / (COMPLETE if self.is_complete else HASHES))["token"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -69,18 +64,33 @@ class Checkpoint:
 
 
 def list_checkpoints(directory: Path) -> list[Checkpoint]:
-    """Everything that is named like a checkpoint, by step, without what was overtaken."""
-    overtaken = list_overtaken(directory)
-    return [checkpoint for checkpoint in _named(directory) if checkpoint not in overtaken]
+    """List everything that is named like a checkpoint, by step, without what was overtaken."""
+    lineage = read_lineage(directory)
+    return [checkpoint for checkpoint in list_named(directory) if not _is_overtaken(checkpoint, lineage)]
 
 
 def list_overtaken(directory: Path) -> list[Checkpoint]:
-    """What jobs published beyond the step where a later one had gone on, by step."""
+    """List what jobs published beyond the step where a later one had gone on, by step."""
     lineage = read_lineage(directory)
-    if not lineage:
-        return []
-    tokens = ((checkpoint, checkpoint.token()) for checkpoint in _named(directory))
-    return [c for c, token in tokens if token is not None and is_overtaken(lineage, token=token, step=c.step)]
+    return [checkpoint for checkpoint in list_named(directory) if _is_overtaken(checkpoint, lineage)]
+
+
+def read_lineage(directory: Path) -> dict[int, int]:
+    """Return the step that each job went on from, by the token of its lease; empty where no job followed another."""
+    try:
+        return {int(token): int(step) for token, step in read_json(directory / LINEAGE).items()}
+    except (OSError, ValueError, AttributeError, TypeError):  # it appears whole: what is damaged was damaged by hand
+        return {}
+
+
+def is_overtaken(lineage: Mapping[int, int], *, token: int, step: int) -> bool:
+    """Tell whether a job saved this step for nothing: a later one went on from before it."""
+    return any(later > token and resumed < step for later, resumed in lineage.items())
+
+
+def _is_overtaken(checkpoint: Checkpoint, lineage: Mapping[int, int]) -> bool:
+    token = checkpoint.token() if lineage else None
+    return token is not None and is_overtaken(lineage, token=token, step=checkpoint.step)
 
 
 def go_on_from(directory: Path, *, step: int, token: int) -> None:
@@ -94,7 +104,8 @@ def go_on_from(directory: Path, *, step: int, token: int) -> None:
         write_json(directory / LINEAGE, {**lineage, token: step})
 
 
-def _named(directory: Path) -> list[Checkpoint]:
+def list_named(directory: Path) -> list[Checkpoint]:
+    """List what is named like a checkpoint, whether it counts or not, by step."""
     found = []
     for entry in _entries(directory):
         match = _STEP.fullmatch(entry.name)
@@ -105,30 +116,39 @@ def _named(directory: Path) -> list[Checkpoint]:
 
 
 def list_complete(directory: Path) -> list[Checkpoint]:
-    """The checkpoints that count, by step."""
+    """List the checkpoints that count, by step."""
     return [checkpoint for checkpoint in list_checkpoints(directory) if checkpoint.is_complete]
 
 
+def newest_complete(directory: Path) -> Checkpoint | None:
+    """Return the newest checkpoint that counts; None where there is none. It opens no more files than it must."""
+    lineage = read_lineage(directory)
+    complete = (checkpoint for checkpoint in reversed(list_named(directory)) if checkpoint.is_complete)
+    return next((checkpoint for checkpoint in complete if not _is_overtaken(checkpoint, lineage)), None)
+
+
 def list_unmarked(directory: Path) -> list[Checkpoint]:
-    """Those that this program published but was killed before it wrote the marker, by step."""
+    """List those that this program published but was killed before it wrote the marker, by step."""
     return [c for c in list_checkpoints(directory) if not c.is_complete and os.path.lexists(c.directory / HASHES)]
 
 
 def list_damaged(directory: Path) -> list[str]:
-    """Names of the checkpoints that were set aside."""
+    """List the names of the checkpoints that were set aside."""
     return sorted(entry.name for entry in _entries(directory) if _DAMAGED.fullmatch(entry.name))
 
 
 def final_directory(directory: Path, *, step: int) -> Path:
+    """Return where the checkpoint of a step lies."""
     return directory / f"step_{step:08d}"
 
 
 def temporary_directory(directory: Path, *, step: int, token: int) -> Path:
+    """Return where the holder of a token writes the checkpoint of a step."""
     return directory / f".step_{step:08d}.tmp-{token}"
 
 
 def make_temporary(temporary: Path) -> None:
-    """An empty temporary directory, and the directories above it."""
+    """Make an empty temporary directory, and the directories above it."""
     temporary.parent.mkdir(parents=True, exist_ok=True)
     if temporary.exists():
         shutil.rmtree(temporary)
@@ -136,7 +156,7 @@ def make_temporary(temporary: Path) -> None:
 
 
 def remove_temporary(directory: Path, *, token: int) -> list[str]:
-    """Remove what dead processes left half written or half removed: directories of tokens up to ours. Their names."""
+    """Remove what dead processes left half written or half removed, of tokens up to ours; return its names."""
     removed = []
     for entry in _entries(directory):
         match = _TEMPORARY.fullmatch(entry.name)
@@ -185,7 +205,7 @@ def _mark(directory: int, content: str) -> None:
 
 
 def set_aside(checkpoint: Path) -> Path:
-    """Rename a damaged checkpoint, so that it is neither loaded, counted nor lost."""
+    """Rename a damaged checkpoint, so that it is neither loaded, counted nor lost; return its new name."""
     name, number = checkpoint.with_name(f"{checkpoint.name}.damaged"), 1
     while os.path.lexists(name):
         number += 1
@@ -210,12 +230,12 @@ def remove(checkpoint: Checkpoint, *, token: int) -> None:
 
 
 def digest(content: bytes) -> str:
-    """The hash of a small file, as the marker keeps it."""
+    """Return the hash of a small file, as the marker keeps it."""
     return hashlib.blake2b(content, digest_size=32).hexdigest()
 
 
 def size_bytes(directory: Path) -> int:
-    """Bytes of all files under a directory that may be vanishing."""
+    """Return the bytes of all files under a directory that may be vanishing."""
     total = 0
     for parent, _, names in os.walk(directory):
         for name in names:
@@ -227,7 +247,7 @@ def size_bytes(directory: Path) -> int:
 
 
 def free_bytes(directory: Path) -> int:
-    """Free space where `directory` is or would be; it may not exist yet."""
+    """Return the free space where `directory` is or would be; it may not exist yet."""
     existing = next(path for path in (directory, *directory.absolute().parents) if path.exists())
     return shutil.disk_usage(existing).free
 

@@ -5,26 +5,21 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from core.rundir.files import (
-    CHECKPOINTS,
-    LEASE,
-    ExitCode,
-    now,
-    read_json,
-    read_lineage,
-    write_json,
-)
+from core.rundir.checkpoints import read_lineage
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import CHECKPOINTS, LEASE, LEASE_LOCK
 from core.rundir.processes import find_process
+from core.rundir.whole_files import now, read_json, write_json
 
 HEARTBEAT_S = 15.0
-STALE_S = 90.0
+STALE_S = 90.0  # without a heartbeat, a holder on another host is taken for dead
 
 
 class LeaseHeld(RuntimeError):  # noqa: N818 - a state of the run, not a fault
@@ -34,13 +29,13 @@ class LeaseHeld(RuntimeError):  # noqa: N818 - a state of the run, not a fault
 
 
 class Lease:
-    """Held by rank 0 of a job while it trains; `token` grows by one with every holder."""
+    """The right to write a run, which rank 0 of a job holds while it trains; `token` grows by one with every holder."""
 
     def __init__(self, directory: Path, *, job_id: str) -> None:
         """Take the lease or raise LeaseHeld, naming the holder."""
         self._path = directory / LEASE
-        with _guarded(directory):
-            holder = self._read()
+        with _locked(directory):
+            holder = read_json(self._path) if self._path.exists() else None
             if holder and _is_alive(holder):
                 raise LeaseHeld(
                     f"{directory} is in use by job {holder['job_id']} on {holder['host']} (process {holder['pid']}, "
@@ -70,13 +65,13 @@ class Lease:
         """Let the next job in at once."""
         self._ended.set()
         self._thread.join()
-        with suppress(OSError), _guarded(self._path.parent):  # else the next job sees that this process is gone
+        with suppress(OSError), _locked(self._path.parent):  # else the next job sees that this process is gone
             if self.is_held:
                 write_json(self._path, {**self._record, "seen": now(), "heartbeat": 0.0})
 
     def _keep(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
-            with suppress(OSError), _guarded(self._path.parent):  # a full disk may have room again at the next beat
+            with suppress(OSError), _locked(self._path.parent):  # a full disk may have room again at the next beat
                 if not self.is_held:
                     return
                 self._beat()
@@ -84,29 +79,50 @@ class Lease:
     def _beat(self) -> None:
         write_json(self._path, {**self._record, "seen": now(), "heartbeat": time.time()})
 
-    def _read(self) -> dict[str, Any] | None:
-        return read_json(self._path) if self._path.exists() else None
-
 
 def is_fenced(directory: Path, *, token: int) -> bool:
-    """Whether a later job than the one with this token has taken over the run."""
+    """Tell whether a later job than the one with this token has taken over the run."""
     path = directory / LEASE
     return path.exists() and read_json(path)["token"] > token
 
 
-def _is_alive(holder: dict[str, Any]) -> bool:
-    """On this host the process itself is asked; elsewhere the heartbeat must be recent."""
-    if holder["heartbeat"] == 0.0:
+def find_holder(directory: Path) -> dict[str, Any] | None:
+    """Return the lease of the job that is at work in a run directory; None if none is, or it cannot be read."""
+    try:
+        lease: dict[str, Any] = read_json(directory / LEASE)
+        return lease if _is_alive(lease) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def take_from_dead(
+    directory: Path, *, has_ended: Callable[[str], bool | None]
+) -> tuple[dict[str, Any] | None, bool | None]:
+    """Release the lease on behalf of a holder whose job has ended; return (the lease of the holder, `has_ended` of it).
+
+    The token grows: a rank of that job that is cut off, and not dead, learns that it holds the run no longer.
+    """
+    with _locked(directory):
+        lease = find_holder(directory)
+        ended = None if lease is None else has_ended(str(lease.get("job_id")))
+        if lease is not None and ended:
+            write_json(directory / LEASE, {**lease, "token": lease["token"] + 1, "heartbeat": 0.0})
+        return lease, ended
+
+
+def _is_alive(lease: dict[str, Any]) -> bool:
+    """Tell whether a job holds this lease: on this host by its process, elsewhere by a recent heartbeat."""
+    if lease["heartbeat"] == 0.0:  # released
         return False
-    if holder["host"] == socket.gethostname():
-        return find_process(holder["pid"], started=holder["started"]) is not None
-    return time.time() - holder["heartbeat"] < STALE_S
+    if lease["host"] == socket.gethostname():
+        return find_process(lease["pid"], started=lease["started"]) is not None
+    return bool(time.time() - lease["heartbeat"] < STALE_S)
 
 
 @contextmanager
-def _guarded(directory: Path) -> Iterator[None]:
-    """Between two jobs that start at the same moment, one looks first."""
-    descriptor = os.open(directory / f".{LEASE}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+def _locked(directory: Path) -> Iterator[None]:
+    """Let one of two jobs that start at the same moment look first."""
+    descriptor = os.open(directory / LEASE_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

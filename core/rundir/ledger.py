@@ -1,65 +1,71 @@
-"""What the files of a run directory say: its links, its step, its newest numbers, and who is at work in it."""
+"""The ledger of a run, chain.jsonl: what was submitted, started and ended, read as links and as attempts at them.
 
-import json
-import os
-import socket
-import time
-from collections.abc import Mapping, Sequence
+Keys of `submitted`: job_id, seed, argv, commit, dirty, ... Of `started`: job_id, host, pid, token, step, seed,
+config_hash. Of `ended`: exit_code, reason, step, token, train_s, wall_s. A command reads the events once, and passes on
+what it read.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from core.rundir.files import (
-    CHECKPOINTS,
-    DONE,
-    EXIT_WORDS,
-    FAILED,
-    LEASE,
-    LEDGER,
-    METRICS,
-    STOP,
-    ExitCode,
-    is_overtaken,
-    read_json,
-    read_lineage,
-    read_records,
-)
+from core.rundir.checkpoints import newest_complete
+from core.rundir.exit_codes import PLANNED, ExitCode, describe_exit
+from core.rundir.files import CHECKPOINTS, LEDGER
+from core.rundir.whole_files import append_record, now, read_records
 
-STALE_HEARTBEAT_S = 90.0
-TAIL_BYTES = 8192  # a dozen records
-PLANNED = (ExitCode.DONE, ExitCode.CONTINUE)
+Event = dict[str, Any]
+EVENTS = ("submitted", "started", "ended")
+# SLURM's words for what happens to a job from outside: no fault of the run.
+OUTSIDE = frozenset(("PREEMPTED", "NODE_FAIL", "BOOT_FAIL", "REQUEUED"))
+
+
+def record_link(run: Path, *, event: str, link: int, **facts: Any) -> None:
+    """Append one event of a link to the ledger."""
+    append_record(run / LEDGER, {"event": event, "link": link, "time": now(), **facts})
+
+
+def read_events(run: Path) -> list[Event]:
+    """Return the events of all links in the order in which they were written."""
+    records = read_records(run / LEDGER)
+    return [record for record in records if isinstance(record.get("link"), int) and record.get("event") in EVENTS]
 
 
 @dataclass
-class Link:
+class LinkRecord:
     """One job of the chain, as the ledger tells it; None for what it does not tell (yet)."""
 
     number: int
-    submitted: dict[str, Any] = field(default_factory=dict)
-    started: dict[str, Any] = field(default_factory=dict)
-    ended: dict[str, Any] = field(default_factory=dict)
+    submitted: Event = field(default_factory=dict)
+    started: Event = field(default_factory=dict)
+    ended: Event = field(default_factory=dict)
 
     @property
     def job_id(self) -> str | None:
+        """The id of its job, as SLURM or this machine gave it."""
         job_id = self.submitted.get("job_id") or self.started.get("job_id")
         return None if job_id is None else str(job_id)
 
     @property
     def seed(self) -> int | None:
+        """The seed of this link alone."""
         return self.submitted.get("seed", self.started.get("seed"))
 
     @property
     def exit_code(self) -> int | None:
+        """The exit code of its processes."""
         return self.ended.get("exit_code")
 
     @property
     def step(self) -> int | None:
+        """The step at which it ended."""
         return self.ended.get("step")
 
     @property
     def outcome(self) -> str:
-        """Why it ended, in words; empty while it has not."""
+        """The reason for its end, in words; empty while it has not ended."""
         return end_in_words(self.ended)
 
     @property
@@ -69,25 +75,98 @@ class Link:
 
     @property
     def is_on_slurm(self) -> bool:
+        """True where SLURM has its job."""
         return self.submitted.get("cluster") == "slurm"
+
+
+@dataclass
+class LinkAttempt:
+    """One start of a link. `started` is empty where it ended before training; `ended` where nobody told its end."""
+
+    link: int
+    started: Mapping[str, Any] = field(default_factory=dict)
+    ended: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_from_outside(self) -> bool:
+        """True where it was preempted or lost its node: no fault of the run."""
+        return self.ended.get("exit_code") == ExitCode.NODE or self.ended.get("slurm_state") in OUTSIDE
 
     @property
     def wall_s(self) -> float | None:
-        return wall_s(self.started, self.ended)
+        """The seconds from the start of its processes to the end, as they measured it; else by the ledger's clock."""
+        if not (self.started and self.ended):
+            return None
+        if "wall_s" in self.ended:
+            return float(self.ended["wall_s"])
+        start, end = (datetime.fromisoformat(event["time"]) for event in (self.started, self.ended))
+        return (end - start).total_seconds()
 
 
-def wall_s(started: Mapping[str, Any], ended: Mapping[str, Any]) -> float | None:
-    """From the start of its processes to the end, as they measured it; else by the ledger's clock."""
-    if not (started and ended):
-        return None
-    if "wall_s" in ended:
-        return float(ended["wall_s"])
-    start, end = (datetime.fromisoformat(event["time"]) for event in (started, ended))
-    return (end - start).total_seconds()
+def read_links(run: Path) -> list[LinkRecord]:
+    """Return the links of a run in order."""
+    return links_of(read_events(run))
+
+
+def links_of(events: Iterable[Event]) -> list[LinkRecord]:
+    """Return the links in order. A requeued link keeps its latest start; an older token's end does not count."""
+    links: dict[int, LinkRecord] = {}
+    for event in events:
+        link = links.setdefault(event["link"], LinkRecord(event["link"]))
+        if event["event"] == "started":
+            link.ended = {}
+        is_late = event.get("token", 0) < link.started.get("token", 0) and "token" in event
+        if event["event"] != "ended" or not is_late:
+            setattr(link, event["event"], event)
+    return [links[number] for number in sorted(links)]
+
+
+def attempts_of(events: Iterable[Event], *, first_link: int = 1) -> list[LinkAttempt]:
+    """Return every start of every link, in order, from a link on. Links that were cancelled in the queue are none."""
+    attempts: list[LinkAttempt] = []
+    for event in events:
+        if event["link"] < first_link:
+            continue
+        if event["event"] == "started":
+            attempts.append(LinkAttempt(event["link"], started=event))
+        elif event["event"] == "ended" and event.get("ran", True):
+            _end(attempts, event)
+    return attempts
+
+
+def _end(attempts: list[LinkAttempt], event: Event) -> None:
+    """Give an end to the start that it belongs to; one that says no token belongs to the last of its link."""
+    for attempt in reversed(attempts):
+        if attempt.link != event["link"]:
+            continue
+        is_mine = "token" not in event or event["token"] == attempt.started.get("token")
+        if event.get("corrected") or (attempt.started and not attempt.ended and is_mine):
+            attempt.ended = event
+            return
+    if "token" not in event:
+        attempts.append(LinkAttempt(event["link"], ended=event))
+
+
+def next_number(links: Sequence[LinkRecord]) -> int:
+    """Return the number of the next link. Links are numbered from 1 over the whole life of a run."""
+    return max((link.number for link in links), default=0) + 1
+
+
+def newest_step(run: Path, links: Iterable[LinkRecord]) -> int:
+    """Return the step from which the next link goes on: the newest checkpoint, or where a link ended as planned."""
+    checkpoint = newest_complete(run / CHECKPOINTS)
+    planned = [link.step or 0 for link in links if link.exit_code in PLANNED]
+    return max([*planned, 0 if checkpoint is None else checkpoint.step])
+
+
+def pieces_so_far(run: Path) -> int:
+    """Return how many pieces the links of a preparation have made: their `step`, as it has no updates."""
+    ends = (event for event in read_events(run) if event["event"] == "ended" and event.get("exit_code") in PLANNED)
+    return max((event.get("step") or 0 for event in ends), default=0)
 
 
 def end_in_words(ended: Mapping[str, Any]) -> str:
-    """Why a link ended, from its last record; empty while there is none."""
+    """Return why a link ended, from its last event; empty while there is none."""
     if not ended:
         return ""
     code, reason = ended.get("exit_code"), ended.get("reason")
@@ -95,138 +174,3 @@ def end_in_words(ended: Mapping[str, Any]) -> str:
         return str(reason)
     words = describe_exit(code)
     return f"{words}: {reason}" if reason and reason != words else words
-
-
-def describe_exit(code: int | None) -> str:
-    if code is None:
-        return "ended without a word"
-    if code < 0 or 128 < code <= 128 + 64:  # as Python and as a shell report it
-        return f"killed by signal {-code if code < 0 else code - 128}"
-    return EXIT_WORDS.get(code, f"exit code {code}")
-
-
-def read_links(run: Path) -> list[Link]:
-    """The links of a run in order. A requeued link keeps its latest start; an older token's end does not count."""
-    links: dict[int, Link] = {}
-    for record in read_records(run / LEDGER):
-        number, event = record.get("link"), record.get("event")
-        if not isinstance(number, int) or event not in ("submitted", "started", "ended"):
-            continue
-        link = links.setdefault(number, Link(number))
-        if event == "started":
-            link.ended = {}
-        if event == "ended" and record.get("token", 0) < link.started.get("token", 0) and "token" in record:
-            continue
-        setattr(link, event, record)
-    return [links[number] for number in sorted(links)]
-
-
-def newest_step(run: Path, links: Sequence[Link] | None = None) -> int:
-    """The step from which the next link goes on: the newest complete checkpoint, or where a link ended as planned."""
-    links = read_links(run) if links is None else links
-    steps = [link.step or 0 for link in links if link.exit_code in PLANNED]
-    return max([*steps, _saved_step(run / CHECKPOINTS)])
-
-
-def _saved_step(checkpoints: Path) -> int:
-    """Of the newest complete checkpoint that counts; 0 where there is none."""
-    lineage = read_lineage(checkpoints)
-    names = ((marker.parent.name.removeprefix("step_"), marker) for marker in checkpoints.glob("step_*/COMPLETE"))
-    markers = {int(digits): marker for digits, marker in names if digits.isdigit()}
-    for step in sorted(markers, reverse=True):
-        try:
-            token = int(read_json(markers[step])["token"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return step  # damaged perhaps: the next link will see
-        if not is_overtaken(lineage, token=token, step=step):
-            return step
-    return 0
-
-
-def latest_metrics(run: Path, links: Sequence[Link]) -> dict[str, Any]:
-    """The newest value of every name in metrics.jsonl that counts, from the end of the file only.
-
-    What a job wrote beyond the step from which a later one went on does not count: a node that was cut off may go on
-    writing.
-    """
-    path = run / METRICS
-    if not path.exists():
-        return {}
-    size, length = path.stat().st_size, TAIL_BYTES
-    starts = {link.started["token"]: link.started.get("step", 0) for link in links if "token" in link.started}
-    lineage = {**read_lineage(run / CHECKPOINTS), **starts}
-    while True:
-        with path.open("rb") as file:
-            file.seek(max(0, size - length))
-            tail = file.read()
-        merged: dict[str, Any] = {}
-        for record in _records(tail):
-            token, step = record.get("token"), record.get("step")
-            if token is None or step is None or not is_overtaken(lineage, token=token, step=step):
-                merged.update(record)
-        if merged or length >= size:
-            return merged
-        length *= 8  # what does not count fills the end
-
-
-def _records(tail: bytes) -> list[dict[str, Any]]:
-    records = []
-    for line in tail.splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:  # the first line is usually cut
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
-
-
-def holder(run: Path) -> dict[str, Any] | None:
-    """The lease of the job that is at work in the run directory; None if none is."""
-    try:
-        lease = read_json(run / LEASE)
-        host, pid, heartbeat = lease["host"], int(lease["pid"]), float(lease["heartbeat"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    if heartbeat == 0.0:
-        return None  # released
-    if host == socket.gethostname():
-        return lease if is_alive(pid) else None
-    return lease if time.time() - heartbeat < STALE_HEARTBEAT_S else None
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs; a zombie does not."""
-    try:
-        os.kill(pid, 0)
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    except OSError:
-        return True  # no /proc: the signal was accepted
-    return state != "Z"
-
-
-def state_of(run: Path, links: Sequence[Link], *, queue: dict[str, str]) -> str:
-    """One word for a run. `queue`: SLURM's state of each job id that it still knows."""
-    if (run / DONE).exists():
-        return "done"
-    if holder(run):
-        return "running"
-    waiting = {queue[link.job_id] for link in links if link.job_id in queue}
-    if (run / STOP).exists():
-        return "cancelled"
-    if (run / FAILED).exists():
-        return "failed"
-    if "RUNNING" in waiting:
-        return "starting"
-    if waiting:
-        return "queued"
-    ran = [link for link in links if link.started or (link.ended and link.has_run)]
-    if not ran:
-        return "not started" if links else "interrupted"
-    if not ran[-1].ended:
-        return "interrupted"
-    return "paused" if ran[-1].exit_code == ExitCode.CONTINUE else "failed"

@@ -7,12 +7,16 @@ back: whatever an older token, or the same one before, wrote beyond that step do
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.rundir.files import METRICS, append_record, now, read_records
+from core.rundir.checkpoints import METRICS, is_overtaken, read_lineage
+from core.rundir.files import CHECKPOINTS
+from core.rundir.ledger import LinkRecord
+from core.rundir.whole_files import append_record, now, parse_records, read_records
 
+TAIL_BYTES = 8192  # a dozen records
 LINE_WIDTH = 120
 TRAIN_FORMATS = {
     "epoch": "epoch {:.2f}",
@@ -31,14 +35,14 @@ LEAST_IMPORTANT_FIRST = ("epoch", "peak_memory_gib", "step_s_p50", "mfu", "data_
 
 
 class MetricsLog:
-    """Appends records; rank 0 only."""
+    """The writer of metrics.jsonl; on rank 0 only."""
 
     def __init__(self, run_directory: Path, *, token: int, link: int) -> None:
         self._path = run_directory / METRICS
         self._facts = {"token": token, "link": link}
 
     def start(self, step: int) -> None:
-        """`step`: how many updates the loaded checkpoint has, 0 for a new run."""
+        """Write where this link goes on: `step` updates are in the loaded checkpoint, 0 in a new run."""
         self.write({}, phase="start", step=step)
 
     def write(self, metrics: Mapping[str, float | None], *, phase: str, step: int) -> dict[str, Any]:
@@ -53,7 +57,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The records that count, by step: none from a link beyond the step where a later one went on, none twice."""
+    """Return the records that count, by step: none twice, and none beyond the step where a later link went on."""
     records = [record for record in read_records(path) if _is_whole(record)]
     starts = [(r["token"], line, r["step"]) for line, r in enumerate(records) if r["phase"] == "start"]
     kept: dict[tuple[int, str, int], dict[str, Any]] = {}
@@ -67,8 +71,45 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return sorted(kept.values(), key=lambda record: record["step"])
 
 
+def latest_metrics(run: Path, links: Sequence[LinkRecord]) -> dict[str, Any]:
+    """Return the newest value of every name among the records that count, from the end of the file only.
+
+    Where a later job went on, its start in the ledger and the lineage of the checkpoints tell.
+    """
+    path = run / METRICS
+    if not path.exists():
+        return {}
+    size, length = path.stat().st_size, TAIL_BYTES
+    starts = {link.started["token"]: link.started.get("step", 0) for link in links if "token" in link.started}
+    lineage = {**read_lineage(run / CHECKPOINTS), **starts}
+    while True:
+        with path.open("rb") as file:
+            file.seek(max(0, size - length))
+            tail = file.read()
+        merged: dict[str, Any] = {}
+        for record in parse_records(tail.splitlines()):  # the first line is usually cut
+            token, step = record.get("token"), record.get("step")
+            if token is None or step is None or not is_overtaken(lineage, token=token, step=step):
+                merged.update(record)
+        if merged or length >= size:
+            return merged
+        length *= 8  # what does not count fills the end
+
+
+def read_new_records(path: Path, *, offset: int) -> tuple[list[dict[str, Any]], int]:
+    """Return the records of training and validation that came since `offset`, and the offset for the next call."""
+    if not path.exists():
+        return [], offset
+    with path.open("rb") as file:
+        file.seek(offset)
+        text = file.read()
+    whole = text[: text.rfind(b"\n") + 1]
+    records = [record for record in parse_records(whole.splitlines()) if record.get("phase") in ("train", "valid")]
+    return records, offset + len(whole)
+
+
 def step_line(record: Mapping[str, Any], *, total_steps: int) -> str:
-    """One line of at most 120 columns for a person who watches; what is least important gives way."""
+    """Return a line of at most 120 columns for a person who watches; what is least important gives way."""
     parts = {"step": f"step {record['step']:>{len(f'{total_steps:,}')},}/{total_steps:,}"}
     if record["phase"] == "train":
         known = {name: record[name] for name in TRAIN_FORMATS if record.get(name) is not None}
@@ -91,7 +132,7 @@ def step_line(record: Mapping[str, Any], *, total_steps: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """`1d 02:03:04`, or `2:03:04` below a day."""
+    """Return seconds as `1d 02:03:04`, or `2:03:04` below a day."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)

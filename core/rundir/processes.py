@@ -1,8 +1,13 @@
 """Processes of this host: whether one still lives, and what this one and its loader workers hold in memory."""
 
 import contextlib
+import os
+import socket
 import threading
+from collections.abc import Mapping
+from datetime import datetime
 from types import TracebackType
+from typing import Any
 
 import psutil
 
@@ -11,18 +16,41 @@ SAMPLE_EVERY_S = 5.0  # a sample takes about 10 ms a GiB
 
 
 def find_process(pid: int, *, started: float) -> psutil.Process | None:
-    """The living process `pid` that began at `started`; None if it is gone: numbers are used again."""
+    """Return the living process `pid` that began at `started`; None if it is gone: numbers are used again."""
+    process = _living(pid)
+    return process if process is not None and abs(process.create_time() - started) < 1.0 else None
+
+
+def find_writer(event: Mapping[str, Any]) -> psutil.Process | None:
+    """Return the living process of this host that wrote an event of the ledger (`host`, `pid`, `time`); else None."""
+    if event.get("host") != socket.gethostname() or not isinstance(event.get("pid"), int):
+        return None
+    process = _living(event["pid"])
+    written = datetime.fromisoformat(event["time"]).timestamp() + 1.0  # it is told in whole seconds
+    return process if process is not None and process.create_time() < written else None
+
+
+def session_members(leader: int) -> list[int]:
+    """Return the living processes of a session."""
+    found = []
+    for pid in psutil.pids():
+        with contextlib.suppress(OSError):  # ended meanwhile
+            if os.getsid(pid) == leader and _living(pid) is not None:
+                found.append(pid)
+    return found
+
+
+def _living(pid: int) -> psutil.Process | None:
     try:
         process = psutil.Process(pid)
-        if process.status() == psutil.STATUS_ZOMBIE:  # dead, and its parent has not looked yet
-            return None
-        return process if abs(process.create_time() - started) < 1.0 else None
+        # A zombie is dead, and its parent has not looked yet.
+        return None if process.status() == psutil.STATUS_ZOMBIE else process
     except psutil.NoSuchProcess:
         return None
 
 
 def memory_gib() -> float:
-    """Of this process and its workers: what each holds alone plus its share of what they hold together."""
+    """Return what this process and its workers hold: each alone, plus its share of what they hold together."""
     me = psutil.Process()
     held = 0
     for process in [me, *me.children(recursive=True)]:
@@ -32,7 +60,7 @@ def memory_gib() -> float:
 
 
 def _held_bytes(process: psutil.Process) -> int:
-    """The proportional set size where the kernel tells it, else the resident one, which counts shared pages twice."""
+    """Return the proportional set size where the kernel tells it, else the resident one, with shared pages twice."""
     try:
         return int(process.memory_full_info().pss)
     except (AttributeError, psutil.AccessDenied):
@@ -56,7 +84,7 @@ class PeakMemory:
         self._thread.join()
 
     def read_gib(self) -> float:
-        """The largest sample so far."""
+        """Return the largest sample so far."""
         if not self._peak_gib:
             self._peak_gib = memory_gib()
         return self._peak_gib

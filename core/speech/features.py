@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from core.config.schema import section
-from core.rundir.files import write_whole
+from core.rundir.whole_files import write_whole
 
 N = TypeVar("N", int, np.ndarray, Tensor)
 

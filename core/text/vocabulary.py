@@ -6,7 +6,7 @@ The space is a symbol like any other: without it every transcript is one word an
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from core.rundir.files import write_whole
+from core.rundir.whole_files import write_whole
 
 BLANK = "<blank>"
 SPACE = "<space>"  # how the vocabulary file spells " ", so that no editor or strip() can lose it

@@ -33,7 +33,10 @@ from core.parallel.engine import Engine
 from core.parallel.loss_scale import LossScale
 from core.parallel.settings import ParallelConfig
 from core.parallel.weights import save_weights
-from core.rundir.files import CHECKPOINTS, CONFIG, ExitCode, runs_root, write_whole
+from core.rundir.environment import runs_root
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import CHECKPOINTS, CONFIG
+from core.rundir.whole_files import write_whole
 from core.timing.phases import Phases
 from core.train.config import TrainingConfig
 from core.train.progress import Progress

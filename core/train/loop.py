@@ -21,7 +21,8 @@ from core.job.run import Outcome
 from core.losses.output import LossOutput, zero_gradients
 from core.optim.optim import learning_rate
 from core.parallel.engine import Engine
-from core.rundir.files import BAD_SAMPLES, SAMPLES, SKIPPED_UPDATES, append_record
+from core.rundir.files import BAD_SAMPLES, SAMPLES, SKIPPED_UPDATES
+from core.rundir.whole_files import append_record
 from core.seeding import seed_everything
 from core.timing.phases import StepTimes
 from core.train import out_of_memory

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from core.job.errors import is_out_of_memory
 from core.job.run import Run
-from core.rundir.files import OUT_OF_MEMORY, append_record
+from core.rundir.files import OUT_OF_MEMORY
+from core.rundir.whole_files import append_record
 from core.train.protocols import Batch
 
 

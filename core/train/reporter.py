@@ -15,7 +15,7 @@ from core.job.hardware import hardware_metrics
 from core.optim.optim import learning_rate
 from core.report.loggers import Logger, open_loggers
 from core.report.train_log import RankStep, TrainLog
-from core.rundir.files import TRAIN_LOG
+from core.rundir.files import PROFILE, TRAIN_LOG
 from core.rundir.metrics_log import MetricsLog, step_line
 from core.rundir.processes import PeakMemory
 from core.timing.eta import Eta
@@ -67,7 +67,7 @@ class Reporter:
         if run.config.run.profile and run.ranks.is_first:
             self._profiler = torch.profiler.profile(
                 schedule=torch.profiler.schedule(wait=2, warmup=1, active=3),
-                on_trace_ready=torch.profiler.tensorboard_trace_handler(str(run.directory / "profile")),
+                on_trace_ready=torch.profiler.tensorboard_trace_handler(str(run.directory / PROFILE)),
             )
         self._stack = ExitStack()
 

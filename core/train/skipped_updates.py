@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from core.job.run import Run
-from core.rundir.files import SKIPPED_UPDATES, append_record
+from core.rundir.files import SKIPPED_UPDATES
+from core.rundir.whole_files import append_record
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from core.distributed import Ranks
 from core.parallel.preparation import COMPUTE_DTYPE, compute_in
 from core.parallel.settings import Precision, resolve_precision
 from core.parallel.weights import load_weights
-from core.rundir.checkpoints import list_complete
-from core.rundir.files import CHECKPOINTS, CONFIG, runs_root
+from core.rundir.checkpoints import newest_complete
+from core.rundir.environment import runs_root
+from core.rundir.files import CHECKPOINTS, CONFIG
 
 logger = logging.getLogger(__name__)
 
@@ -109,15 +110,15 @@ def load_trained(model: nn.Module, directory: Path, *, ranks: Ranks, precision: 
     `precision`: that of its computations. All ranks together. ValueError where there is no complete checkpoint,
     CheckpointError for a damaged one and for one of another model.
     """
-    complete = ranks.from_first(list_complete(directory / CHECKPOINTS))
-    if not complete:
+    newest = ranks.from_first(newest_complete(directory / CHECKPOINTS))
+    if newest is None:
         raise ValueError(f"{directory} has no complete checkpoint; train it first, or name another run")
     model.to(ranks.device).eval().requires_grad_(False)
     if (dtype := COMPUTE_DTYPE.get(resolve_precision(precision, ranks))) is not None:
         compute_in(model, dtype, device_type=ranks.device.type)
     store = CheckpointStore(directory / CHECKPOINTS, CheckpointConfig(), ranks=ranks, token=0)
-    store.load_weights_only(_Weights(model, ranks), complete[-1].directory)
-    return int(complete[-1].step)
+    store.load_weights_only(_Weights(model, ranks), newest.directory)
+    return newest.step
 
 
 def weights_hash(model: nn.Module) -> str:

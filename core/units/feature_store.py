@@ -12,7 +12,7 @@ from typing import IO
 
 import numpy as np
 
-from core.data.whole_file import appears_whole, remove_unfinished
+from core.rundir.whole_files import appears_whole, remove_unfinished
 
 _LARGEST = float(np.finfo(np.float16).max)  # 65,504
 

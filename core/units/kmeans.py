@@ -25,8 +25,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from core.config.schema import section
-from core.data.whole_file import appears_whole
 from core.distributed import Ranks
+from core.rundir.whole_files import appears_whole
 from core.seeding import generator
 
 CHUNK_FRAMES = 65_536

@@ -5,7 +5,9 @@ from typing import Protocol
 
 from core.data.reading import BadSample
 from core.job.run import Outcome, Run
-from core.rundir.files import BAD_SAMPLES, CLUSTERS, SCORES, append_record, pieces_so_far, write_json
+from core.rundir.files import BAD_SAMPLES, CLUSTERS, SCORES
+from core.rundir.ledger import pieces_so_far
+from core.rundir.whole_files import append_record, write_json
 from core.units.cluster_report import draw_report
 from core.units.frame_features import FrameFeatures
 from core.units.frame_labels import FrameGrid

@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from core.data.index import ManifestIndex
-from core.data.whole_file import appears_whole, remove_unfinished
-from core.rundir.files import read_json, write_json
+from core.rundir.whole_files import appears_whole, read_json, remove_unfinished, write_json
 
 CARD, LABELS, OFFSETS, SHARDS = "card.json", "labels.npy", "offsets.npy", "shards"
 _LARGEST = np.iinfo(np.int16).max

@@ -15,7 +15,7 @@ import numpy as np
 from core.config.schema import section
 from core.data.index import ManifestIndex
 from core.data.sources import TrainingSource, open_sources
-from core.rundir.files import runs_root
+from core.rundir.environment import runs_root
 from core.samplers.budget import Shapes
 from core.speech.channel import Channel, ChannelConfig
 from core.speech.masking import MaskConfig

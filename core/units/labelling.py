@@ -25,7 +25,8 @@ from core.config.schema import section
 from core.data.index import ManifestIndex
 from core.data.shared_work import Piece, SharedWork, Stops
 from core.distributed import Ranks
-from core.rundir.files import read_json, runs_root, write_json
+from core.rundir.environment import runs_root
+from core.rundir.whole_files import read_json, write_json
 from core.seeding import generator
 from core.units.feature_store import FrameShards, is_whole, remove_features, write_features
 from core.units.frame_features import FrameFeatures, NoteBad, extract

@@ -6,9 +6,11 @@ import signal
 import socket
 from pathlib import Path
 
-from core.rundir.files import DONE, STOP, now, write_whole
-from core.rundir.ledger import Link, holder, read_links
-from launchers.chain.sweep_file import members
+from core.rundir.files import DONE, STOP
+from core.rundir.lease import find_holder
+from core.rundir.ledger import LinkRecord, read_links
+from core.rundir.whole_files import now, write_whole
+from launchers.chain.sweep_file import sweep_runs
 from launchers.runs import find_run
 from launchers.slurm.commands import cancel_jobs
 from launchers.slurm.queue import active, job_facts, read_queue, slurm_jobs
@@ -16,7 +18,7 @@ from launchers.slurm.queue import active, job_facts, read_queue, slurm_jobs
 
 def cancel(name: str) -> None:
     """Stop a run, or all of a sweep, for good, until `extend` lifts it. What is finished is left as it is."""
-    for run in members(name) or [find_run(name)]:
+    for run in sweep_runs(name) or [find_run(name)]:
         _cancel(run, run.name)
 
 
@@ -31,8 +33,8 @@ def _cancel(run: Path, name: str) -> None:
     print(f"take it up again with: ./launch.sh extend {name} -n 1")
 
 
-def _cancel_jobs(links: list[Link]) -> int:
-    """Remove waiting SLURM jobs and signal running ones; how many were running."""
+def _cancel_jobs(links: list[LinkRecord]) -> int:
+    """Remove waiting SLURM jobs and signal running ones; return how many were running."""
     jobs = slurm_jobs(links)
     if not jobs:
         return 0
@@ -50,12 +52,12 @@ def _cancel_jobs(links: list[Link]) -> int:
     return len(running) if problems[1] is None else 0
 
 
-def _stop_holder(run: Path, links: list[Link]) -> int:
-    """Ask the rank 0 at work to save and stop where no link of the launcher does; 1 if there is one that hears it.
+def _stop_holder(run: Path, links: list[LinkRecord]) -> int:
+    """Ask the rank 0 at work to save and stop where no link of the launcher does; return 1 if one hears it.
 
     On this machine by its process, elsewhere by its SLURM job: somebody typed `sbatch FILE.sub`.
     """
-    lease = holder(run)
+    lease = find_holder(run)
     on_slurm = {job for link in links if link.is_on_slurm for job in (link.job_id, link.started.get("job_id"))}
     if lease is None or lease.get("job_id") in on_slurm:
         return 0

@@ -6,72 +6,75 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.rundir.files import (
-    DONE,
-    FAILED,
-    LOGS,
-    STOP,
-    ExitCode,
-    runs_root,
-)
-from core.rundir.ledger import Link, holder, newest_step, read_links
+from core.rundir.environment import runs_root
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import DONE, FAILED, LOGS, STOP
+from core.rundir.lease import find_holder
+from core.rundir.ledger import Event, LinkRecord, links_of, newest_step, next_number, read_events, read_links
+from launchers.chain.request import LaunchRequest, merged_overrides, seed_base
 from launchers.chain.snapshot import take_snapshot
-from launchers.chain.wish import Wish, merged_overrides, seed_base
 from launchers.here.environment import ROOT
 from launchers.here.machine import slurm_answers
-from launchers.runs import LaunchError, checked, find_run
+from launchers.runs import LaunchError, find_run, valid_name
 from launchers.show.results import print_results
 from launchers.slurm.header import Header, HeaderError, read_header
 from launchers.slurm.queue import active, read_queue
 
 if TYPE_CHECKING:
-    from launchers.chain.submission import Run
+    from launchers.chain.submission import LaunchedRun
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedLaunch:
     """A run whose links may be started."""
 
-    run: "Run"
-    wish: Wish
+    run: "LaunchedRun"
+    request: LaunchRequest
     after: str | None  # the jobs that its first link waits for
-    num_known: int  # links that the run had when this was decided
+    links: list[LinkRecord]  # that the run had when this was decided
 
     @property
-    def is_new(self) -> bool:
-        return not self.num_known
+    def first(self) -> int:
+        """The number of the first link to start."""
+        return next_number(self.links)
 
 
 def extend(name: str, *, num_links: int, overrides: list[str], cluster: str | None, is_live: bool) -> int:
-    """More links for a run, as it was launched before; lifts a cancellation."""
+    """Add links to a run, launched as it was before; a cancellation is lifted."""
     run = find_run(name)
-    submitted = next((link.submitted for link in reversed(read_links(run)) if "argv" in link.submitted), None)
+    events = read_events(run)
+    links = links_of(events)
+    submitted = next((link.submitted for link in reversed(links) if "argv" in link.submitted), None)
     if submitted is None:
         raise LaunchError(f"run {name} was not launched by ./launch.sh; use: ./launch.sh --run {name} FILE.sub")
-    wish = Wish(Path(submitted["argv"][0]), overrides, num_links, run=name, cluster=cluster, is_live=is_live)
-    header_of(wish.sub)  # refused before the cancellation is lifted
+    sub = Path(submitted["argv"][0])
+    request = LaunchRequest(sub, overrides, num_links, run=name, cluster=cluster, is_live=is_live)
+    read_header_of(request.sub)  # refused before the cancellation is lifted
     (run / STOP).unlink(missing_ok=True)
-    return launch(wish, gate=submitted.get("gate"))
+    return launch(request, gate=submitted.get("gate"), events=events)
 
 
-def launch(wish: Wish, *, gate: str | None = None) -> int:
-    """Queue or do the links of a run; the exit code. `gate`: the run that must be done before."""
-    prepared = prepare(wish, header_of(wish.sub), gate=gate)
+def launch(request: LaunchRequest, *, gate: str | None = None, events: list[Event] | None = None) -> int:
+    """Queue or do the links of a run; return the exit code. `gate`: the run that must be done before.
+
+    `events`: of the run's ledger, where that has been read.
+    """
+    prepared = prepare_launch(request, read_header_of(request.sub), gate=gate, events=events)
     if prepared is None:
         return int(ExitCode.DONE)
-    say(prepared)
-    if wish.is_dry:
-        return show(prepared)
-    code = start(prepared)
+    announce(prepared)
+    if request.is_dry:
+        return print_submissions(prepared)
+    code = start_links(prepared)
     if prepared.run.cluster == "slurm":
-        from launchers.chain.chain import say_what_to_type
+        from launchers.chain.chain import print_commands
 
-        say_what_to_type(prepared.run.directory.name)
+        print_commands(prepared.run.directory.name)
     return code
 
 
-def header_of(sub: Path) -> Header:
-    """The header under the absolute path of its file, as jobs start elsewhere. LaunchError with all that is wrong."""
+def read_header_of(sub: Path) -> Header:
+    """Read a header under the absolute path of its file: jobs start elsewhere. LaunchError with all that is wrong."""
     try:
         header = read_header(sub)
     except FileNotFoundError:
@@ -83,49 +86,53 @@ def header_of(sub: Path) -> Header:
     return replace(header, path=sub.absolute())
 
 
-def prepare(wish: Wish, header: Header, *, gate: str | None = None) -> Prepared | None:
+def prepare_launch(
+    request: LaunchRequest, header: Header, *, gate: str | None = None, events: list[Event] | None = None
+) -> PreparedLaunch | None:
     """Decide everything, write nothing but the copy of the code; None for a run that is done. LaunchError to refuse."""
-    name = checked(wish.run or header.job_name)
+    name = valid_name(request.run or header.job_name)
     directory = runs_root() / name
+    events = read_events(directory) if events is None else events
     if (directory / DONE).exists():
         print(f"run {name} is done: nothing to do (--run NAME starts another)")
-        print_results(directory)
+        print_results(directory, events)
         return None
     if (directory / STOP).exists():
         because = (directory / STOP).read_text(encoding="utf-8").strip()
-        raise LaunchError(f"run {name} was {because}; go on with: ./launch.sh extend {name} -n {wish.num_links}")
-    links = read_links(directory)
-    overrides = merged_overrides(wish, links)
-    base = seed_base(wish, links, directory, overrides)
-    cluster = wish.cluster or default_cluster()
-    after = _after(wish, links, directory, cluster)
-    code = _code(wish, cluster)
+        raise LaunchError(f"run {name} was {because}; go on with: ./launch.sh extend {name} -n {request.num_links}")
+    links = links_of(events)
+    overrides = merged_overrides(request, links)
+    base = seed_base(request, links, directory, overrides)
+    cluster = request.cluster or default_cluster()
+    after = _after(request, links, directory, cluster)
+    code = _code(request, cluster)
 
-    from launchers.chain.submission import Run  # late, because submitit is slow to import and wants nothing above
+    # Late, because submitit is slow to import and wants nothing above.
+    from launchers.chain.submission import LaunchedRun
 
-    run = Run(directory, header, overrides, base, cluster, code, gate)  # type: ignore[arg-type]
-    return Prepared(run, wish, after, num_known=len(links))
+    run = LaunchedRun(directory, header, overrides, base, cluster, code, gate)  # type: ignore[arg-type]
+    return PreparedLaunch(run, request, after, links)
 
 
 @cache
 def default_cluster() -> str:
-    """SLURM where one answers, else this machine."""
+    """Return SLURM where one answers, else this machine."""
     return "slurm" if slurm_answers() else "local"
 
 
-def _code(wish: Wish, cluster: str) -> Path:
-    """Where the links run."""
+def _code(request: LaunchRequest, cluster: str) -> Path:
+    """Return the folder of the code that links run."""
     if cluster == "debug":
         return ROOT
-    if wish.is_live:
+    if request.is_live:
         print(f"warning: links run what {ROOT} holds when they start, so edits of it change the links to come")
         return ROOT
-    return _snapshot(runs_root(), is_dry=wish.is_dry)
+    return _snapshot(runs_root(), is_dry=request.is_dry)
 
 
 @cache
 def _snapshot(runs: Path, *, is_dry: bool) -> Path:
-    """The copy of the code that all runs of this launch share."""
+    """Return the copy of the code that all runs of this launch share."""
     snapshot = take_snapshot(ROOT, runs, is_dry=is_dry)
     if snapshot.new:
         others = f" and {len(snapshot.new) - 1} more" if len(snapshot.new) > 1 else ""
@@ -133,53 +140,61 @@ def _snapshot(runs: Path, *, is_dry: bool) -> Path:
     return snapshot.root
 
 
-def say(prepared: Prepared) -> None:
-    """One line on what is about to happen."""
-    run, asked = prepared.run, prepared.wish.num_links
+def announce(prepared: PreparedLaunch) -> None:
+    """Print one line on what is about to happen."""
+    run, asked = prepared.run, prepared.request.num_links
     where = {"slurm": "on SLURM", "local": "on this machine", "debug": "in this terminal"}[run.cluster]
-    resumed = "" if prepared.is_new else f", going on from step {newest_step(run.directory):,}"
+    step = newest_step(run.directory, prepared.links) if prepared.links else 0
+    resumed = f", going on from step {step:,}" if prepared.links else ""
     links = "1 link" if asked == 1 else f"{asked} links"
     print(f"run {run.directory.name} {where}: {links} in {run.directory}{resumed}", flush=True)
 
 
-def show(prepared: Prepared) -> int:
-    """The exact submissions."""
-    from launchers.chain.chain import next_link
+def print_submissions(prepared: PreparedLaunch) -> int:
+    """Print the exact submissions of a dry run."""
     from launchers.chain.submission import submission_text
 
     run, after = prepared.run, prepared.after
-    first = next_link(run.directory)
-    for link in range(first, first + prepared.wish.num_links):
+    for link in range(prepared.first, prepared.first + prepared.request.num_links):
         print(f"---- link {link}, seed {run.seed(link)}")
         print(submission_text(run, link, after=after) if run.cluster == "slurm" else run.command(link))
         after = f"<job of link {link}>"
     return int(ExitCode.DONE)
 
 
-def start(prepared: Prepared) -> int:
-    """Queue the links, or do them here."""
-    from launchers.chain.chain import alone, queue_on_slurm, work_here
+def start_links(prepared: PreparedLaunch) -> int:
+    """Queue the links, or do them here; return the exit code."""
+    from launchers.chain.chain import run_locally
 
     if prepared.run.cluster == "slurm":
-        with alone(prepared.run.directory):
-            make_ready(prepared)
-            wish = prepared.wish
-            queue_on_slurm(prepared.run, wish.num_links, after=prepared.after, keep_queued=wish.keep_queued)
+        queue_links(prepared, after=prepared.after)
         return int(ExitCode.DONE)
-    make_ready(prepared)
-    return work_here(prepared.run, prepared.wish.num_links)
+    prepare_directory(prepared)
+    return run_locally(prepared.run, prepared.request.num_links)
 
 
-def make_ready(prepared: Prepared) -> None:
-    """The run directory, with a copy of a .sub file that is not part of the code, and without an old failure.
+def queue_links(prepared: PreparedLaunch, *, after: str | None) -> list[tuple[int, str]]:
+    """Queue the links behind the jobs `after`; return (link, job) of each."""
+    from launchers.chain.chain import lock_run, queue_on_slurm
+
+    request = prepared.request
+    with lock_run(prepared.run.directory):
+        prepare_directory(prepared)
+        return queue_on_slurm(
+            prepared.run, request.num_links, first=prepared.first, after=after, keep_queued=request.keep_queued
+        )
+
+
+def prepare_directory(prepared: PreparedLaunch) -> None:
+    """Make the run directory, with a copy of a .sub file that is not part of the code, and without an old failure.
 
     LaunchError where another launch came in between: its links are queued, and these would start beside them.
     """
     run = prepared.run
-    if len(read_links(run.directory)) != prepared.num_known:
+    if len(read_links(run.directory)) != len(prepared.links):
         name = run.directory.name
         message = f"run {name} has just been launched; see ./launch.sh status {name}, or add links: ./launch.sh extend"
-        raise LaunchError(f"{message} {name} -n {prepared.wish.num_links}", exit_code=ExitCode.LEASE)
+        raise LaunchError(f"{message} {name} -n {prepared.request.num_links}", exit_code=ExitCode.LEASE)
     (run.directory / LOGS).mkdir(parents=True, exist_ok=True)
     if run.script.parent == run.directory / LOGS:
         shutil.copyfile(run.header.path, run.script)
@@ -189,19 +204,19 @@ def make_ready(prepared: Prepared) -> None:
         failed.unlink()
 
 
-def _after(wish: Wish, links: list[Link], directory: Path, cluster: str) -> str | None:
-    """The jobs that the first link waits for, as `7` or `7:9`: the one named, and the run's last one in the queue."""
-    named = [] if wish.after is None else [wish.after]
+def _after(request: LaunchRequest, links: list[LinkRecord], directory: Path, cluster: str) -> str | None:
+    """Return the jobs to wait for, as `7` or `7:9`: the one named, and the run's last one in the queue."""
+    named = [] if request.after is None else [request.after]
     if named and cluster != "slurm":
-        raise LaunchError(f"--after {wish.after}: only SLURM has a queue, and none answers")
+        raise LaunchError(f"--after {request.after}: only SLURM has a queue, and none answers")
     if named and not named[0].isdigit():
-        raise LaunchError(f"--after {wish.after}: expected the number of a job")
+        raise LaunchError(f"--after {request.after}: expected the number of a job")
     queued = active(read_queue(links), links)
     if queued and cluster == "slurm":
         return ":".join(dict.fromkeys([*named, list(queued)[-1]]))
-    lease = holder(directory)
+    lease = find_holder(directory)
     if queued or (lease and str(lease.get("job_id")) not in named):
         who = f"job {lease['job_id']} on {lease['host']}" if lease else f"{len(queued)} queued jobs"
         message = f"run {directory.name} is in use by {who}; wait, or: ./launch.sh cancel {directory.name}"
         raise LaunchError(message, exit_code=ExitCode.LEASE)
-    return wish.after
+    return request.after

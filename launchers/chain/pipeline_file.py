@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from core.rundir.files import runs_root
-from launchers.chain.wish import OVERRIDE
+from core.rundir.environment import runs_root
+from launchers.chain.request import OVERRIDE
 from launchers.runs import LaunchError
 from launchers.slurm.header import NAME, Header, HeaderError, read_header
 
@@ -36,7 +36,7 @@ class Stage:
 
 
 def read_pipeline(path: Path) -> tuple[str, list[Stage]]:
-    """(name, stages) of a pipeline. LaunchError with all that is wrong in it."""
+    """Return (name, stages) of a pipeline. LaunchError with all that is wrong in it."""
     import yaml
 
     try:
@@ -72,7 +72,7 @@ def read_pipeline(path: Path) -> tuple[str, list[Stage]]:
 
 
 def _check(entry: Any, *, where: str) -> list[str]:
-    """What is wrong with the keys and types of a stage."""
+    """Return what is wrong with the keys and types of a stage."""
     if not isinstance(entry, dict):
         return [f"{where}: expected keys such as sub and links, got {entry!r}"]
     problems = []
@@ -113,7 +113,7 @@ def _stage(entry: dict[str, Any], path: Path, where: str, *, pipeline: str) -> t
 
 
 def _filled(stage: Stage, stages: Sequence[Stage], path: Path) -> list[str]:
-    """The settings with the run directories of the stages before put in for their names."""
+    """Return the settings with the run directories of the stages before put in for their names."""
     settings = list(stage.settings)
     for other in stages:
         mark = "{" + other.name + "}"

@@ -4,6 +4,6 @@ import hashlib
 
 
 def link_seed(base: int | str, link: int) -> int:
-    """32 bits that follow from the run's seed (or, where the recipe keeps its default, the run's name) and the link."""
+    """Return 32 bits that follow from the run's seed (or its name, where the recipe keeps its default) and the link."""
     digest = hashlib.sha256(f"baton link {base} {link}".encode()).digest()
     return int.from_bytes(digest[:4], "big")

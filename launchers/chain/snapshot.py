@@ -19,7 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from core.rundir.files import LEDGER, fsync_directory
+from core.rundir.files import LEDGER
+from core.rundir.repository import ask_git
+from core.rundir.whole_files import fsync_directory
 
 FOLDER = ".code"
 LOCK = ".lock-"  # and the user: where a folder of runs is shared, everyone has copies of their own
@@ -32,7 +34,7 @@ LEFT_OUT = frozenset((".git", "__pycache__", ".mypy_cache", ".ruff_cache", ".pyt
 
 
 class Contents(NamedTuple):
-    """Paths of the checkout, relative to its root."""
+    """The paths of a checkout, relative to its root."""
 
     copied: list[str]
     linked: list[str]
@@ -40,7 +42,7 @@ class Contents(NamedTuple):
 
 
 class Snapshot(NamedTuple):
-    """`root` takes the place of the checkout."""
+    """A copy of the code; `root` takes the place of the checkout."""
 
     root: Path
     new: list[str]  # files that are in it although git does not track them
@@ -60,7 +62,7 @@ def take_snapshot(checkout: Path, runs: Path, *, is_dry: bool = False) -> Snapsh
     root = runs / FOLDER / digest.hexdigest()[:12]
     if not is_dry:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(root.parent):
+        with _locked(root.parent):
             if root.exists():
                 os.utime(root)
             else:
@@ -72,8 +74,8 @@ def take_snapshot(checkout: Path, runs: Path, *, is_dry: bool = False) -> Snapsh
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One launcher at a time takes a copy or removes some."""
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one launcher at a time take a copy or remove some."""
     descriptor = os.open(folder / f"{LOCK}{os.geteuid()}", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -83,9 +85,10 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _put_away_unused(runs: Path) -> list[Path]:
-    """Copies that no ledger names and no launch took lately, and what killed launchers left; under names to remove."""
+    """Rename copies that no ledger names and no launch took lately, and what killed launchers left; return them."""
     old = [path for path in (runs / FOLDER).iterdir() if not path.name.startswith(LOCK) and _is_old(path.lstat())]
     try:
+        # Their bytes, as a line that cannot be read counts too.
         ledgers = [path.read_bytes() for path in runs.glob(f"*/{LEDGER}")] if old else []
     except OSError:
         return []  # what it names is not known
@@ -122,7 +125,7 @@ def _fill(root: Path, checkout: Path, contents: Contents) -> None:
 
 
 def _with_data(contents: Contents) -> Contents:
-    """`data` is the checkout's also where it is not there yet: what a link writes into a copy goes with the copy."""
+    """Link `data` also where it is not there yet: what a job writes into a copy goes with the copy."""
     if any(Path(name).parts[0] == DATA for name in contents.copied + contents.linked):
         return contents
     return contents._replace(linked=sorted([*contents.linked, DATA]))
@@ -150,7 +153,7 @@ def _contents(checkout: Path) -> Contents:
 
 
 def _sort_folder(checkout: Path, name: str, new: list[str], linked: list[str]) -> None:
-    """A folder that git does not know: a folder of code is copied file by file, any other is data and linked."""
+    """Sort a folder that git does not know: one with code is copied file by file, any other is data and linked."""
     files = _git(checkout, "ls-files", "-z", "--others", "--exclude-standard", "--", name) or []
     code = [file for file in files if file.endswith(CODE)]
     if not code:
@@ -161,7 +164,7 @@ def _sort_folder(checkout: Path, name: str, new: list[str], linked: list[str]) -
 
 
 def _contents_without_git(checkout: Path) -> Contents:
-    """An unpacked archive: folders with code are copied, everything else at the top is linked."""
+    """Sort an unpacked archive: folders with code are copied, everything else at the top is linked."""
     copied: list[str] = []
     linked: list[str] = []
     for path in sorted(checkout.iterdir()):
@@ -186,12 +189,10 @@ def _is_left_out(name: str) -> bool:
 
 
 def _git(checkout: Path, *arguments: str) -> list[str] | None:
-    """Names that git prints; None where there is no git, or this is not the root of its work tree."""
-    command = ["git", "-C", str(checkout), *arguments]
+    """Return names that git prints; None where there is no git, or this is not the root of its work tree."""
     if not (checkout / ".git").exists():
         return None
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=GIT_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired):
+        return [name for name in ask_git(checkout, *arguments, timeout_s=GIT_TIMEOUT_S).split("\0") if name]
+    except (OSError, subprocess.SubprocessError):
         return None
-    return [name for name in run.stdout.split("\0") if name] if run.returncode == 0 else None

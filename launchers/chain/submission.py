@@ -18,20 +18,19 @@ from submitit.local.debug import DebugExecutor, DebugJob
 from submitit.local.local import LocalExecutor, LocalJob
 from submitit.slurm.slurm import SlurmExecutor, SlurmJob, _make_sbatch_string
 
-from core.rundir.files import ENV_LINK, ENV_LINK_SEED, ENV_RUNS, LOGS
+from core.rundir.environment import ENV_GATE, ENV_LINK, ENV_LINK_SEED, ENV_LOCAL_TASKS, ENV_RUNS
+from core.rundir.files import LOGS, link_logs
 from launchers.chain.seeds import link_seed
 from launchers.here.environment import ROOT
 from launchers.here.machine import num_cores, visible_gpus
 from launchers.slurm.commands import submit
 from launchers.slurm.header import Header
-from launchers.slurm.link import ENV_GATE
 
-ENV_LOCAL_TASKS = "BATON_LOCAL_TASKS"
 Cluster = Literal["slurm", "local", "debug"]
 
 
 @dataclass(frozen=True)
-class Run:
+class LaunchedRun:
     """What all links of one launch have in common."""
 
     directory: Path
@@ -43,13 +42,15 @@ class Run:
     gate: str | None = None  # the run that must be done before this one begins
 
     def seed(self, link: int) -> int:
+        """Return the seed of a link."""
         return link_seed(self.seed_base, link)
 
     def arguments(self) -> list[str]:
-        """What the .sub file gets as "$@"."""
+        """Return what the .sub file gets as "$@"."""
         return [f"run.name={self.directory.name}", *self.overrides]
 
     def command(self, link: int) -> list[str]:
+        """Return the command of a link with its environment, as a list of words."""
         environment: dict[str, str] = {
             ENV_RUNS: str(self.directory.parent),
             ENV_LINK: str(link),
@@ -82,10 +83,11 @@ class Run:
         return os.pathsep.join([str(self.code), *(path for path in given if path and Path(path) != ROOT)])
 
     def log_folder(self, link: int) -> Path:
-        return self.directory / LOGS / f"link_{link}"
+        """Return the folder of what a link prints."""
+        return link_logs(self.directory, link)
 
     def call(self, link: int) -> tuple[Any, dict[str, Any]]:
-        """Arguments for an executor's `submit`. SLURM should see the exit code; elsewhere it comes back as a result."""
+        """Return arguments for an executor's `submit`: SLURM should see the exit code, elsewhere it is the result."""
         start = run_and_exit if self.cluster == "slurm" else subprocess.run
         return (start, self.command(link)), {"cwd": str(self.code)}
 
@@ -97,7 +99,7 @@ def run_and_exit(command: list[str], *, cwd: str) -> None:
 
 
 def local_tasks(header: Header) -> tuple[int, str]:
-    """How many ranks of a job this machine can hold, and, where they are fewer than asked for, why in words."""
+    """Return how many ranks of a job this machine can hold, and, where that is fewer than asked for, why in words."""
     wanted = header.num_nodes * header.tasks_per_node
     num_gpus = len(visible_gpus())
     if header.gpus_per_node and num_gpus:
@@ -140,7 +142,7 @@ class DetachedLocalExecutor(LocalExecutor):
 class BatchExecutor(SlurmExecutor):
     """submitit's SLURM executor for a job that is one script, however many tasks its own `srun` starts.
 
-    sbatch is asked by `slurm_commands`: it may hang, and its refusal is to be read as it was written.
+    sbatch is asked by `launchers.slurm.commands`: it may hang, and its refusal is to be read as it was written.
     """
 
     def _num_tasks(self) -> int:
@@ -159,8 +161,8 @@ class BatchExecutor(SlurmExecutor):
         return job
 
 
-def slurm_parameters(run: Run, link: int, *, after: str | None) -> dict[str, Any]:
-    """What the .sub's header becomes as parameters of submitit: the header wins over submitit's defaults."""
+def slurm_parameters(run: LaunchedRun, link: int, *, after: str | None) -> dict[str, Any]:
+    """Return the .sub's header as parameters of submitit: the header wins over submitit's defaults."""
     options: Mapping[str, str] = {**run.header.options, "job-name": run.directory.name}
     if after is not None:
         options = {**options, "dependency": f"afterany:{after}"}
@@ -184,22 +186,22 @@ def slurm_parameters(run: Run, link: int, *, after: str | None) -> dict[str, Any
     }
 
 
-def submission_text(run: Run, link: int, *, after: str | None) -> str:
-    """The batch script that submitit hands to sbatch for a link, and below it what that script runs."""
+def submission_text(run: LaunchedRun, link: int, *, after: str | None) -> str:
+    """Return the batch script that submitit hands to sbatch for a link, and below it what that script runs."""
     worker = f"{shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(run.log_folder(link)))}"
     text = _make_sbatch_string(worker, run.log_folder(link), **slurm_parameters(run, link, after=after))
     return f"{text}# which runs\n# {run.command(link)}\n"
 
 
-def submit_to_slurm(run: Run, link: int, *, after: str | None) -> str:
-    """Submit one link; its job id."""
+def submit_to_slurm(run: LaunchedRun, link: int, *, after: str | None) -> str:
+    """Submit one link; return its job id."""
     executor = BatchExecutor(folder=run.log_folder(link))
     executor.update_parameters(**slurm_parameters(run, link, after=after))
     positional, named = run.call(link)
     return str(executor.submit(*positional, **named).job_id)
 
 
-def start_here(run: Run, link: int) -> LocalJob[Any]:
+def start_here(run: LaunchedRun, link: int) -> LocalJob[Any]:
     """Start one link on this machine."""
     executor = DetachedLocalExecutor(folder=run.log_folder(link))
     positional, named = run.call(link)
@@ -207,8 +209,8 @@ def start_here(run: Run, link: int) -> LocalJob[Any]:
     return job
 
 
-def debug_here(run: Run, link: int) -> DebugJob[Any]:
-    """One link in this process's terminal; it runs when its result is asked for."""
+def debug_here(run: LaunchedRun, link: int) -> DebugJob[Any]:
+    """Return one link as a job of this terminal; it runs when its result is asked for."""
     positional, named = run.call(link)
     job: DebugJob[Any] = DebugExecutor(folder=run.log_folder(link)).submit(*positional, **named)
     return job

@@ -9,45 +9,47 @@ import itertools
 from dataclasses import replace
 from pathlib import Path
 
-from core.rundir.files import LOGS, ExitCode
-from launchers.chain.chain import alone, next_link, record_submission
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import LOGS, link_logs
+from launchers.chain.chain import lock_run, record_submission
 from launchers.chain.launch import (
-    Prepared,
-    header_of,
-    make_ready,
-    prepare,
-    show,
-    start,
+    PreparedLaunch,
+    prepare_directory,
+    prepare_launch,
+    print_submissions,
+    read_header_of,
+    start_links,
 )
-from launchers.chain.submission import Run
-from launchers.chain.sweep_file import directory_of, members, read_sweep, write_sweep
-from launchers.chain.wish import Wish
-from launchers.runs import LaunchError, checked
+from launchers.chain.request import LaunchRequest
+from launchers.chain.submission import LaunchedRun
+from launchers.chain.sweep_file import read_sweep, sweep_directory, sweep_runs, write_sweep
+from launchers.runs import LaunchError, valid_name
 from launchers.show.compare import compare
 from launchers.slurm.commands import SlurmError
 from launchers.slurm.commands import submit as submit_script
 from launchers.slurm.header import Header
 from launchers.slurm.job_array import array_text, comparison_script, submit_array
-from launchers.slurm.refusal import take_back
+from launchers.slurm.refusal import cancel_queued
 
 LARGEST = 1000
+COMPARISON = "comparison.png"
 
 
-def sweep(wish: Wish) -> int:
-    """Launch or continue the runs of a sweep; the exit code."""
-    header = header_of(wish.sub)
-    grid, common = split(wish.overrides)
-    name = checked(wish.run or f"{header.job_name}_sweep")
-    names = [checked(f"{name}-{number}") for number in range(1, len(grid) + 1)]
+def sweep(request: LaunchRequest) -> int:
+    """Launch or continue the runs of a sweep; return the exit code."""
+    header = read_header_of(request.sub)
+    grid, common = split_grid(request.overrides)
+    name = valid_name(request.run or f"{header.job_name}_sweep")
+    names = [valid_name(f"{name}-{number}") for number in range(1, len(grid) + 1)]
     content = {
         "sub": str(header.path),
         "runs": [{"run": run, "settings": point} for run, point in zip(names, grid, strict=True)],
     }
     before = read_sweep(name)
-    if before is not None and members(name) and before["runs"] != content["runs"]:
+    if before is not None and sweep_runs(name) and before["runs"] != content["runs"]:
         raise LaunchError(f"sweep {name} was begun with other values; --run NAME starts another")
     found = [
-        prepare(replace(wish, run=run, overrides=[*common, *point]), header)
+        prepare_launch(replace(request, run=run, overrides=[*common, *point]), header)
         for run, point in zip(names, grid, strict=True)
     ]
     todo = [prepared for prepared in found if prepared is not None]
@@ -55,23 +57,23 @@ def sweep(wish: Wish) -> int:
     print(f"sweep {name}: {len(grid)} runs{done}")
     for run, point in zip(names, grid, strict=True):
         print(f"  {run}: {' '.join(point)}")
-    if wish.is_dry:
-        _show(name, todo, header)
+    if request.is_dry:
+        _print_submissions(name, todo, header)
         return int(ExitCode.DONE)
     write_sweep(name, content)
     if todo and todo[0].run.cluster == "slurm":
-        with alone(directory_of(name)):
+        with lock_run(sweep_directory(name)):
             _queue(name, todo, header)
         return int(ExitCode.DONE)
     for prepared in todo:
-        code = start(prepared)
+        code = start_links(prepared)
         if code not in (ExitCode.DONE, ExitCode.CONTINUE):
             print(f"run {prepared.run.directory.name} failed; the sweep goes on")
-    return compare([name], picture=directory_of(name) / "comparison.png", as_json=False)
+    return compare([name], picture=sweep_directory(name) / COMPARISON, as_json=False)
 
 
-def split(overrides: list[str]) -> tuple[list[list[str]], list[str]]:
-    """The points of the grid, and the settings that all runs share. LaunchError where nothing is swept."""
+def split_grid(overrides: list[str]) -> tuple[list[list[str]], list[str]]:
+    """Return the points of the grid, and the settings that all runs share. LaunchError where nothing is swept."""
     axes, common = [], []
     for word in overrides:
         key, _, value = word.partition("=")
@@ -89,7 +91,7 @@ def split(overrides: list[str]) -> tuple[list[list[str]], list[str]]:
 
 
 def split_values(text: str) -> list[str]:
-    """`a,b` -> a and b; commas inside brackets or quotes belong to a value: `[0.9,0.98],[0.9,0.95]`."""
+    """Split `a,b` into a and b; commas inside brackets or quotes belong to a value: `[0.9,0.98],[0.9,0.95]`."""
     values, depth, quote = [""], 0, ""
     for character in text:
         if quote:
@@ -107,14 +109,14 @@ def split_values(text: str) -> list[str]:
     return values
 
 
-def _show(name: str, todo: list[Prepared], header: Header) -> None:
-    """What would be done: on SLURM the arrays and the comparison, here one run after the other."""
+def _print_submissions(name: str, todo: list[PreparedLaunch], header: Header) -> None:
+    """Print what would be done: on SLURM the arrays and the comparison, here one run after the other."""
     if not todo or todo[0].run.cluster != "slurm":
         for prepared in todo:
-            show(prepared)
+            print_submissions(prepared)
         return
-    firsts, after = [next_link(prepared.run.directory) for prepared in todo], _after(todo)
-    for link in range(todo[0].wish.num_links):
+    firsts, after = [prepared.first for prepared in todo], _after(todo)
+    for link in range(todo[0].request.num_links):
         runs = [(prepared.run, first + link) for prepared, first in zip(todo, firsts, strict=True)]
         print(f"---- link {link + 1} of each of {len(todo)} runs: a job array")
         print(array_text(runs, name=name, folder=_folder(name, link, firsts), after=after))
@@ -124,29 +126,29 @@ def _show(name: str, todo: list[Prepared], header: Header) -> None:
     print(comparison_script(name, todo[0].run, header.options, output=_output(name), after=after))
 
 
-def _after(todo: list[Prepared]) -> str | None:
-    """The jobs that the first array waits for."""
+def _after(todo: list[PreparedLaunch]) -> str | None:
+    """Return the jobs that the first array waits for."""
     jobs = (job for one in todo if one.after is not None for job in one.after.split(":"))
     return ":".join(dict.fromkeys(jobs)) or None
 
 
 def _folder(name: str, link: int, firsts: list[int]) -> Path:
-    """Of the logs of an array: `link`, from 0, of this launch."""
-    return directory_of(name) / LOGS / f"link_{link + min(firsts)}"
+    """Return the folder of the logs of an array: `link`, from 0, of this launch."""
+    return link_logs(sweep_directory(name), link + min(firsts))
 
 
 def _output(name: str) -> Path:
-    return directory_of(name) / "comparison.txt"
+    return (sweep_directory(name) / COMPARISON).with_suffix(".txt")
 
 
-def _queue(name: str, todo: list[Prepared], header: Header) -> None:
-    """One array a link, each after the one before, and the comparison after the last. All or nothing."""
+def _queue(name: str, todo: list[PreparedLaunch], header: Header) -> None:
+    """Queue one array a link, each after the one before, and the comparison after the last. All or nothing."""
     for prepared in todo:
-        make_ready(prepared)
-    firsts = [next_link(prepared.run.directory) for prepared in todo]
+        prepare_directory(prepared)
+    firsts = [prepared.first for prepared in todo]
     queued: list[list[tuple[int, str]]] = [[] for _ in todo]
     after = _after(todo)
-    for link in range(todo[0].wish.num_links):
+    for link in range(todo[0].request.num_links):
         folder = _folder(name, link, firsts)
         runs = [(prepared.run, first + link) for prepared, first in zip(todo, firsts, strict=True)]
         try:
@@ -154,8 +156,8 @@ def _queue(name: str, todo: list[Prepared], header: Header) -> None:
         except SlurmError as error:
             words = ["the sweep is not submitted; SLURM says:", *(f"  {line}" for line in str(error).splitlines())]
             for prepared, mine in zip(todo, queued, strict=True):
-                if mine and not prepared.wish.keep_queued:
-                    words.append(take_back(prepared.run.directory, mine, because="a later array was refused"))
+                if mine and not prepared.request.keep_queued:
+                    words.append(cancel_queued(prepared.run.directory, mine, because="a later array was refused"))
             raise LaunchError("\n".join(words)) from None
         for (run, number), first, mine, job in zip(runs, firsts, queued, jobs, strict=True):
             log = folder / f"{job}_0_log.out"
@@ -168,9 +170,9 @@ def _queue(name: str, todo: list[Prepared], header: Header) -> None:
     print(f"look with     ./launch.sh status\ncompare with  ./launch.sh compare {name}")
 
 
-def _queue_comparison(name: str, run: Run, header: Header, *, after: str) -> None:
-    """The job at the end. Where SLURM does not take it, the sweep is no worse for that."""
-    script = directory_of(name) / LOGS / "comparison.sh"
+def _queue_comparison(name: str, run: LaunchedRun, header: Header, *, after: str) -> None:
+    """Queue the job at the end. Where SLURM does not take it, the sweep is no worse for that."""
+    script = sweep_directory(name) / LOGS / "comparison.sh"
     output = _output(name)
     script.write_text(comparison_script(name, run, header.options, output=output, after=after))
     try:

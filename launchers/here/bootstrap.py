@@ -106,11 +106,11 @@ def is_foreign() -> bool:
 
 def wants_cpu_build() -> bool:
     """BATON_TORCH=cpu or cuda decides; else a GPU here or on the cluster asks for the default build."""
-    wish = os.environ.get("BATON_TORCH", "")
-    if wish not in ("", "cpu", "cuda"):
-        raise BootstrapError(f"BATON_TORCH={wish}: expected cpu or cuda")
-    if wish:
-        return wish == "cpu"
+    build = os.environ.get("BATON_TORCH", "")
+    if build not in ("", "cpu", "cuda"):
+        raise BootstrapError(f"BATON_TORCH={build}: expected cpu or cuda")
+    if build:
+        return build == "cpu"
     return not (has_nvidia_gpu() or slurm_offers_gpus())
 
 

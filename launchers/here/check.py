@@ -17,7 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from core.rundir.files import runs_root
+from core.rundir.environment import runs_root
 from launchers.here.environment import ROOT, SUPPORTED_PYTHONS, Requirement, requirements
 from launchers.here.machine import num_cores, slurm_answers, visible_gpus
 
@@ -30,7 +30,7 @@ CLIP = Path("manifests/demo/english/added.ogg")
 _DECODE = """
 import sys
 from pathlib import Path
-from core.audio import read_audio
+from core.speech.audio import read_audio
 print(len(read_audio(Path(sys.argv[1]), sample_rate_hz=16_000)) / 16_000)
 """
 _DEVICES = """

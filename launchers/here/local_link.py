@@ -9,10 +9,12 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-from core.rundir.files import EXIT_WORDS, ExitCode, record_link
-from core.rundir.ledger import describe_exit, holder, is_alive, newest_step, read_links
-from launchers.chain.submission import Run, debug_here, start_here
-from launchers.chain.verdict import Outcome
+from core.rundir.exit_codes import ExitCode, describe_exit
+from core.rundir.lease import find_holder
+from core.rundir.ledger import newest_step, read_links, record_link
+from core.rundir.processes import find_writer, session_members
+from launchers.chain.stop_rule import LinkOutcome
+from launchers.chain.submission import LaunchedRun, debug_here, start_here
 from launchers.show.log_tail import LogTail
 
 POLL_S = 0.2
@@ -21,7 +23,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class StopRequests:
-    """Counts the Ctrl-C (or TERM, or HUP) that the launcher gets, instead of dying of them."""
+    """A count of the Ctrl-C (or TERM, or HUP) that the launcher gets, instead of dying of them."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -40,18 +42,17 @@ class StopRequests:
 
 
 class LocalLink:
-    """A link of `run` that was started here."""
+    """A link of `run` that was started here. `resume_from`: the step from which it can go on."""
 
-    def __init__(self, run: Run, link: int) -> None:
-        self._run, self.link = run, link
-        self._resume_from = newest_step(run.directory)
+    def __init__(self, run: LaunchedRun, link: int, *, resume_from: int) -> None:
+        self._run, self.link, self._resume_from = run, link, resume_from
         self._job = start_here(run, link)
         self.job_id = str(self._job.job_id)
         self.log = Path(self._job.paths.stdout)
         self._controller = int(self.job_id)  # process, process group and session of the link
         self._started = time.monotonic()
 
-    def wait(self, stops: StopRequests) -> Outcome:
+    def wait(self, stops: StopRequests) -> LinkOutcome:
         """Follow the link to its end, and see to it that the ledger tells that end."""
         tail = LogTail(self.log)
         limit_s = self._run.header.time_limit_s
@@ -74,11 +75,11 @@ class LocalLink:
         return self._outcome()
 
     def _is_over(self) -> bool:
-        """The job has ended, and with it every process that it started (a shell may die before its ranks)."""
-        return bool(self._job.done()) and not _session_is_alive(self._controller)
+        """Tell whether the job and every process that it started have ended (a shell may die before its ranks)."""
+        return bool(self._job.done()) and not session_members(self._controller)
 
     def _answer(self, count: int) -> bool:
-        """The first stop request asks the link to save, the second warns, the third kills. True if it killed."""
+        """Ask the link to save at the first stop request, warn at the second, kill at the third: then return True."""
         if count == 1:
             self._ask_to_stop("stop requested")
         elif count == 2:
@@ -97,39 +98,41 @@ class LocalLink:
             _signal_group(self._controller, signal.SIGTERM)
 
     def _rank_0(self) -> int | None:
-        """The process that writes this link's records, if it is at work."""
+        """Return the process that writes this link's records, if it is at work."""
+        lease = find_holder(self._run.directory)
+        if lease is not None and lease["host"] == socket.gethostname():
+            return int(lease["pid"])
         started = next((one.started for one in read_links(self._run.directory) if one.number == self.link), {})
-        for record in (holder(self._run.directory) or {}, started):
-            pid = record.get("pid")
-            if record.get("host") == socket.gethostname() and isinstance(pid, int) and is_alive(pid):
-                return pid
-        return None
+        process = find_writer(started)
+        return None if process is None else process.pid
 
     def _kill(self, why: str) -> None:
         _say(f"{why}: killing link {self.link}")
-        for pid in _session(self._controller):
+        for pid in session_members(self._controller):
             os.kill(pid, signal.SIGKILL)
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self) -> LinkOutcome:
         directory = self._run.directory
-        ledger = next((one for one in read_links(directory) if one.number == self.link), None)
-        if ledger is None or not ledger.ended:
+        links = read_links(directory)
+        mine = next((one for one in links if one.number == self.link), None)
+        if mine is None or not mine.ended:
             code = self._exit_code()
-            reason = EXIT_WORDS.get(code, describe_exit(code))
+            reason = describe_exit(code)
             ran = code != ExitCode.LEASE
             record_link(directory, event="ended", link=self.link, exit_code=code, reason=reason, step=None, ran=ran)
-            ledger = next(one for one in read_links(directory) if one.number == self.link)
-        return Outcome(
+            links = read_links(directory)
+            mine = next(one for one in links if one.number == self.link)
+        return LinkOutcome(
             link=self.link,
-            exit_code=ledger.exit_code,
-            words=ledger.outcome,
+            exit_code=mine.exit_code,
+            words=mine.outcome,
             resume_from=self._resume_from,
-            resume_at=newest_step(directory),
-            last_step=ledger.step,
+            resume_at=newest_step(directory, links),
+            last_step=mine.step,
         )
 
     def _exit_code(self) -> int:
-        """The exit code of the .sub file; a link that died without leaving one was killed."""
+        """Return the exit code of the .sub file; a link that died without leaving one was killed."""
         if not self._job.paths.result_pickle.exists():
             return -signal.SIGKILL
         return int(self._job.result().returncode)
@@ -138,14 +141,14 @@ class LocalLink:
 class DebugLink(LocalLink):
     """A link in this very terminal, by submitit's debug executor: no log, no time limit, Ctrl-C goes to it directly."""
 
-    def __init__(self, run: Run, link: int) -> None:
-        self._run, self.link = run, link
-        self._resume_from = newest_step(run.directory)
+    def __init__(self, run: LaunchedRun, link: int, *, resume_from: int) -> None:
+        self._run, self.link, self._resume_from = run, link, resume_from
         self._job = debug_here(run, link)
         self.job_id = str(self._job.job_id)
         self.log = Path(self._job.paths.stdout)
 
-    def wait(self, stops: StopRequests) -> Outcome:
+    def wait(self, stops: StopRequests) -> LinkOutcome:
+        """Run the link to its end."""
         self._code = int(self._job.result().returncode)
         return self._outcome()
 
@@ -155,24 +158,6 @@ class DebugLink(LocalLink):
 
 def _say(text: str) -> None:
     print(f"baton: {text}", flush=True)
-
-
-def _session(session: int) -> list[int]:
-    """The living processes of a session."""
-    import psutil
-
-    found = []
-    for pid in psutil.pids():
-        try:
-            if os.getsid(pid) == session and is_alive(pid):
-                found.append(pid)
-        except OSError:
-            continue  # ended meanwhile
-    return found
-
-
-def _session_is_alive(session: int) -> bool:
-    return bool(_session(session))
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

@@ -18,9 +18,9 @@ def has_nvidia_gpu() -> bool:
 
 def visible_gpus() -> list[str]:
     """The GPUs that a process started now would see: CUDA_VISIBLE_DEVICES as it is set, else all of this machine."""
-    wish = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if wish is not None:
-        return [name for name in wish.split(",") if name and name != "-1"]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name and name != "-1"]
     listing = _answer("nvidia-smi", "-L")
     return [str(number) for number, _ in enumerate(line for line in listing.splitlines() if line.startswith("GPU "))]
 

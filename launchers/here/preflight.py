@@ -4,7 +4,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from core.rundir.files import ExitCode
+from core.rundir.exit_codes import ExitCode
 from launchers.here.machine import num_cores, slurm_answers
 from launchers.here.preflight_here import config, machine, script
 from launchers.show.tables import colored, console, table

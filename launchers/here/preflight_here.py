@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+from core.rundir.environment import ENV_LOCAL_TASKS
 from launchers.here import check
 from launchers.here.check import TIMEOUT_S
 from launchers.here.environment import ROOT
@@ -70,7 +71,7 @@ def config(header: Header, overrides: list[str]) -> tuple[list[Finding], dict[st
     if "python -m recipes." not in header.path.read_text(encoding="utf-8"):
         return [Finding("config", True, "not checked: the file runs no recipe")], {}, "fp32"
     here = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    here["BATON_LOCAL_TASKS"] = "1"
+    here[ENV_LOCAL_TASKS] = "1"
     arguments = [f"run.name={header.job_name}", "--check", *overrides]
     answer = _run(["bash", str(header.path.absolute()), *arguments], env=here)
     if answer.returncode != 0:

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.rundir.files import CONFIG, ExitCode, runs_root
-from core.rundir.ledger import read_links
-from launchers.chain.sweep_file import members
+from core.rundir.environment import runs_root
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import CONFIG
+from core.rundir.ledger import Event, links_of, read_events
+from launchers.chain.sweep_file import sweep_runs
 from launchers.here.environment import ROOT
 from launchers.runs import LaunchError, find_run
 from launchers.show.results import SCORE
-from launchers.show.run_facts import facts_of
+from launchers.show.run_facts import facts_from
 from launchers.show.tables import console, duration, table
 
 PICTURE_TIMEOUT_S = 120.0
@@ -25,11 +27,12 @@ FASTENER = re.compile(r"[^A-Za-z0-9._-]+")
 
 def compare(names: Sequence[str], *, picture: Path | None, as_json: bool) -> int:
     """Print what the runs have reached and in what they differ; draw their curves."""
-    runs = [run for name in dict.fromkeys(names) for run in members(name) or [find_run(name)]]
+    runs = [run for name in dict.fromkeys(names) for run in sweep_runs(name) or [find_run(name)]]
     if len(runs) < 2:
         raise LaunchError("compare needs two runs or more, or the name of a sweep")
-    settings = differing([_settings(run) for run in runs])
-    rows = [{**facts, "settings": mine} for facts, mine in zip(facts_of(runs), settings, strict=True)]
+    ledgers = {run: read_events(run) for run in runs}
+    settings = differing([_settings(run, events) for run, events in ledgers.items()])
+    rows = [{**facts, "settings": mine} for facts, mine in zip(facts_from(ledgers), settings, strict=True)]
     where = picture or runs_root() / f"comparison_{FASTENER.sub('_', '_'.join(names))[:80]}.png"
     problem = _draw(runs, where.absolute())
     if as_json:
@@ -52,7 +55,7 @@ def _print(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _print_settings(rows: Sequence[Mapping[str, Any]]) -> None:
-    """One row a setting where the runs are few, else one row a run."""
+    """Print one row a setting where the runs are few, else one row a run."""
     keys = list(dict.fromkeys(key for row in rows for key in row["settings"]))
     if not keys:
         print("their settings are the same")
@@ -71,7 +74,7 @@ def _print_settings(rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _scores(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The scores to show: error rates before others, those of most runs first."""
+    """Return the scores to show: error rates before others, those of most runs first."""
     counts: dict[str, int] = {}
     for row in rows:
         for name in row["scores"]:
@@ -91,11 +94,11 @@ def _cell(value: Any) -> str:
     return "" if value is None else str(value).replace("[", "\\[")
 
 
-def _settings(run: Path) -> dict[str, Any]:
-    """The flat settings of a run; what was typed, where it has not got as far as to write them."""
+def _settings(run: Path, events: Sequence[Event]) -> dict[str, Any]:
+    """Return the flat settings of a run; what was typed, where it has not got as far as to write them."""
     path = run / CONFIG
     if not path.exists():
-        argvs = [link.submitted["argv"] for link in read_links(run) if "argv" in link.submitted]
+        argvs = [link.submitted["argv"] for link in links_of(events) if "argv" in link.submitted]
         return dict(word.split("=", 1) for word in argvs[0][1:]) if argvs else {}
     import yaml
 
@@ -115,7 +118,7 @@ def _flat(section: Any, prefix: str) -> dict[str, Any]:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Of each run the settings that are not the same in all of those that have any. The name always differs."""
+    """Return of each run the settings that differ among those that have any. The name always differs."""
     known = [one for one in settings if one]
     keys = list(dict.fromkeys(key for one in known for key in one if key != "run.name"))
     differ = [key for key in keys if len({json.dumps(one.get(key), default=str) for one in known}) > 1]
@@ -123,7 +126,7 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _draw(runs: Sequence[Path], picture: Path) -> str | None:
-    """Draw in a process of its own: the launcher has no use for what a picture needs. None, or what went wrong."""
+    """Draw in a process of its own, as the launcher does without what a picture needs; return what went wrong."""
     command = [sys.executable, "-P", "-m", "core.report.comparison", str(picture), *map(str, runs)]
     try:
         run = subprocess.run(command, capture_output=True, text=True, timeout=PICTURE_TIMEOUT_S, cwd=ROOT)

@@ -6,6 +6,7 @@ source <(./launch.sh completion zsh)       in ~/.zshrc
 
 from collections.abc import Mapping, Sequence
 
+from core.rundir.files import LEDGER, SWEEP
 from launchers.here.environment import ROOT
 
 # What may follow each command: RUN, SWEEP and FILE stand for names, the rest are options.
@@ -38,8 +39,8 @@ _baton_launch() {{
     for one in $words; do
         case "$one" in
         RUN | SWEEP)
-            local run file=chain.jsonl
-            if [ "$one" = SWEEP ]; then file=sweep.json; fi
+            local run file={ledger}
+            if [ "$one" = SWEEP ]; then file={sweep}; fi
             for run in "${{BATON_RUNS:-{root}/runs}}"/*/; do
                 run="${{run%/}}"
                 if [ -e "$run/$file" ]; then
@@ -73,12 +74,14 @@ ZSH = "autoload -Uz compinit bashcompinit && compinit -u && bashcompinit\n"
 
 
 def completion_script(shell: str) -> str:
-    """The script for bash, or for zsh, which understands bash's."""
+    """Return the script for bash, or for zsh, which understands bash's."""
     commands = [command for command in WORDS if command]
     cases = "\n".join(
         f'    {command or chr(34) * 2}) words="{" ".join([*words, *([] if command else commands)])}" ;;'
         for command, words in WORDS.items()
     )
     values = "\n".join(f'    {option}) command=value words="{words}" ;;' for option, words in VALUES.items())
-    script = BASH.format(commands=" | ".join(commands), cases=cases, values=values, root=ROOT)
+    script = BASH.format(
+        commands=" | ".join(commands), cases=cases, values=values, root=ROOT, ledger=LEDGER, sweep=SWEEP
+    )
     return ZSH + script if shell == "zsh" else script

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class LogTail:
-    """Prints what a growing log gets, whole lines at a time."""
+    """A reader that prints what a growing log gets, whole lines at a time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,11 +1,13 @@
 """`logs`: what a link printed, and with -f what it and the links after it go on to print."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
-from core.rundir.ledger import Link, read_links, state_of
+from core.rundir.ledger import LinkRecord, read_links
 from launchers.runs import LaunchError, find_run
 from launchers.show.log_tail import LogTail
+from launchers.show.run_state import state_of
 from launchers.slurm.queue import active, read_queue
 
 POLL_S = 0.5
@@ -16,7 +18,7 @@ QUEUE_EVERY = 10  # SLURM is asked less often than files
 def show_logs(name: str, *, link: int | None, follow: bool) -> None:
     """Print the log of the newest link (or of one by number). LaunchError if there is none."""
     run = find_run(name)
-    logged = _logged(run)
+    logged = _logged(read_links(run))
     chosen = logged[-1] if link is None and logged else next((one for one in logged if one.number == link), None)
     if chosen is None:
         numbers = ", ".join(str(one.number) for one in logged) or "none"
@@ -27,16 +29,16 @@ def show_logs(name: str, *, link: int | None, follow: bool) -> None:
     tail.pump(last=True)
 
 
-def _logged(run: Path) -> list[Link]:
-    return [link for link in read_links(run) if "log" in link.submitted]
+def _logged(links: Sequence[LinkRecord]) -> list[LinkRecord]:
+    return [link for link in links if "log" in link.submitted]
 
 
-def _open(run: Path, link: Link) -> LogTail:
+def _open(run: Path, link: LinkRecord) -> LogTail:
     print(f"== link {link.number}: {run / link.submitted['log']}")
     return LogTail(run / link.submitted["log"])
 
 
-def _follow(run: Path, link: Link, tail: LogTail) -> None:
+def _follow(run: Path, link: LinkRecord, tail: LogTail) -> None:
     """Print until the run is idle, going over to the next link when this one has ended."""
     num_idle = num_polls = 0
     queue: dict[str, str] = {}
@@ -44,7 +46,7 @@ def _follow(run: Path, link: Link, tail: LogTail) -> None:
         tail.pump()
         links = read_links(run)
         current = next(one for one in links if one.number == link.number)
-        later = [one for one in _logged(run) if one.number > link.number]
+        later = [one for one in _logged(links) if one.number > link.number]
         if current.ended and later:
             tail.pump(last=True)
             link = later[0]

@@ -1,35 +1,38 @@
 """The result table of a run, from the files of its directory."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from core.rundir.files import PICTURE, REPORT, SCORES
-from core.rundir.ledger import Link, latest_metrics, newest_step, read_links
-from launchers.show.attempts import Attempt, read_attempts
+from core.rundir.ledger import Event, LinkAttempt, LinkRecord, attempts_of, links_of, newest_step, read_events
+from core.rundir.metrics_log import latest_metrics
+from core.rundir.whole_files import read_json
 from launchers.show.tables import console, duration, table
 
 SCORE = re.compile(r"(?P<split>[^/]+)/(?P<metric>wer|cer)_(?P<decoding>.+?)(?P<bound>_low|_high)?")
 
 
 def read_scores(run: Path) -> dict[str, float]:
-    """The latest evaluation: flat names to numbers; empty before there is one."""
+    """Return the latest evaluation: flat names to numbers; empty before there is one."""
     try:
-        scores = json.loads((run / SCORES).read_text(encoding="utf-8"))
+        scores = read_json(run / SCORES)
     except (OSError, ValueError):
         return {}
     return {name: value for name, value in scores.items() if isinstance(value, int | float)}
 
 
-def summary(
-    run: Path, links: Sequence[Link], attempts: Sequence[Attempt], metrics: Mapping[str, Any], *, resume_step: int
+def summarize(
+    run: Path, links: Sequence[LinkRecord], attempts: Sequence[LinkAttempt], metrics: Mapping[str, Any], *, step: int
 ) -> dict[str, Any]:
-    """What a program may want to know of a run's result. The times are of all attempts, requeued ones included."""
+    """Return what a program may want to know of a run's result. The times are of all attempts, also requeued ones.
+
+    `step`: from which the next link would go on.
+    """
     return {
         "run": run.name,
-        "step": max(resume_step, int(metrics.get("step", 0))),
+        "step": max(step, int(metrics.get("step", 0))),
         "links": len(links),
         "seeds": [link.seed for link in links],
         "time_s": sum(attempt.wall_s or 0.0 for attempt in attempts),
@@ -39,15 +42,20 @@ def summary(
     }
 
 
-def print_results(run: Path) -> None:
-    """Error rates by split and decoding, every other score, and what the run took."""
-    links = read_links(run)
-    metrics = latest_metrics(run, links)
-    facts = summary(run, links, read_attempts(run), metrics, resume_step=newest_step(run, links))
+def print_results(run: Path, events: Sequence[Event] | None = None) -> None:
+    """Print the result tables of a run. `events`: of its ledger, where that has been read."""
+    events = read_events(run) if events is None else events
+    links = links_of(events)
+    step = newest_step(run, links)
+    print_summary(summarize(run, links, attempts_of(events), latest_metrics(run, links), step=step))
+
+
+def print_summary(facts: Mapping[str, Any]) -> None:
+    """Print error rates by split and decoding, every other score, and what the run took."""
     scores: dict[str, float] = facts["scores"]
     out = console()
     plural = "" if facts["links"] == 1 else "s"
-    out.print(f"\nrun {run.name}: step {facts['step']:,} after {facts['links']} link{plural}")
+    out.print(f"\nrun {facts['run']}: step {facts['step']:,} after {facts['links']} link{plural}")
     found = {name: match for name in scores if (match := SCORE.fullmatch(name))}
     rates = table("split", "decoding", "WER %", "CER %", "words")
     for split, decoding in dict.fromkeys((match["split"], match["decoding"]) for match in found.values()):
@@ -72,7 +80,7 @@ def print_results(run: Path) -> None:
 
 
 def _percent(scores: Mapping[str, float], name: str) -> str:
-    """With the 95 % interval where there is one: 42.3 (32.8 to 51.0)."""
+    """Return a rate with the 95 % interval where there is one: 42.3 (32.8 to 51.0)."""
     if name not in scores:
         return ""
     bounds = [scores.get(f"{name}_{bound}") for bound in ("low", "high")]

@@ -6,17 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from core.rundir.files import DONE, FAILED, STOP
+from core.rundir.lease import find_holder
 from core.rundir.ledger import (
-    Link,
+    Event,
+    LinkAttempt,
+    LinkRecord,
+    attempts_of,
     end_in_words,
-    holder,
-    latest_metrics,
+    links_of,
     newest_step,
-    read_links,
-    state_of,
+    read_events,
 )
-from launchers.show.attempts import Attempt, read_attempts
-from launchers.show.results import summary
+from core.rundir.metrics_log import latest_metrics
+from launchers.show.results import summarize
+from launchers.show.run_state import state_of
 from launchers.slurm.link import STATES
 from launchers.slurm.queue import Job, active, read_queue
 
@@ -24,21 +27,25 @@ DIED = frozenset("BOOT_FAIL DEADLINE NODE_FAIL OUT_OF_MEMORY PREEMPTED TIMEOUT".
 
 
 def facts_of(runs: Iterable[Path]) -> list[dict[str, Any]]:
-    """The facts of some runs; SLURM is asked once at most for all of them."""
-    found = [(run, read_links(run)) for run in runs]
-    queue = read_queue([link for _, links in found for link in links])
-    return [_facts(run, links, queue) for run, links in found]
+    """Return the facts of some runs."""
+    return facts_from({run: read_events(run) for run in runs})
 
 
-def _facts(run: Path, links: list[Link], queue: Mapping[str, Job]) -> dict[str, Any]:
+def facts_from(ledgers: Mapping[Path, Sequence[Event]]) -> list[dict[str, Any]]:
+    """Return the facts of runs whose ledgers have been read; SLURM is asked once at most for all of them."""
+    found = [(run, links_of(events), attempts_of(events)) for run, events in ledgers.items()]
+    queue = read_queue([link for _, links, _ in found for link in links])
+    return [_facts(run, links, attempts, queue) for run, links, attempts in found]
+
+
+def _facts(run: Path, links: list[LinkRecord], attempts: list[LinkAttempt], queue: Mapping[str, Job]) -> dict[str, Any]:
     metrics = latest_metrics(run, links)
-    attempts = read_attempts(run)
     resume_step = newest_step(run, links)
     state = state_of(run, links, queue=active(queue, links))
     if state == "not started" and any(_died_early(run, link, links, queue.get(link.job_id or "")) for link in links):
         state = "failed"
     return {
-        **summary(run, links, attempts, metrics, resume_step=resume_step),
+        **summarize(run, links, attempts, metrics, step=resume_step),
         "state": state,
         "loss": metrics.get("loss"),
         "eta_s": metrics.get("eta_s"),
@@ -54,9 +61,14 @@ def _facts(run: Path, links: list[Link], queue: Mapping[str, Job]) -> dict[str, 
 
 
 def _link_facts(
-    run: Path, link: Link, links: list[Link], attempts: list[Attempt], queue: Mapping[str, Job], state: str
+    run: Path,
+    link: LinkRecord,
+    links: list[LinkRecord],
+    attempts: list[LinkAttempt],
+    queue: Mapping[str, Job],
+    state: str,
 ) -> dict[str, Any]:
-    """`attempts`: the starts of this link, several where SLURM requeued it."""
+    """Return the facts of a link. `attempts`: its starts, several where SLURM requeued it."""
     last = link.outcome or _unended(run, link, links, queue.get(link.job_id or ""), state)
     earlier = [end_in_words(attempt.ended) for attempt in attempts[:-1] if attempt.ended]
     walls = [attempt.wall_s for attempt in attempts if attempt.wall_s is not None]
@@ -77,8 +89,8 @@ def _link_facts(
     }
 
 
-def _unended(run: Path, link: Link, links: list[Link], job: Job | None, state: str) -> str:
-    """What is to be said of a link whose end nobody has told."""
+def _unended(run: Path, link: LinkRecord, links: list[LinkRecord], job: Job | None, state: str) -> str:
+    """Return what is to be said of a link whose end nobody has told."""
     if link.started:
         if state == "running" and link is [one for one in links if one.started][-1]:
             return "running"
@@ -98,8 +110,8 @@ def _unended(run: Path, link: Link, links: list[Link], job: Job | None, state: s
     return next((words for marker, words in markers.items() if (run / marker).exists()), "not started")
 
 
-def _died_early(run: Path, link: Link, links: list[Link], job: Job | None) -> bool:
-    """Whether SLURM says that a job is dead that never told of a start."""
+def _died_early(run: Path, link: LinkRecord, links: list[LinkRecord], job: Job | None) -> bool:
+    """Tell whether SLURM says that a job is dead that never told of a start."""
     if job is None or link.started or link.ended:
         return False
     is_told = any((run / marker).exists() for marker in (DONE, STOP, FAILED))  # then it had nothing to do, and left
@@ -107,21 +119,21 @@ def _died_early(run: Path, link: Link, links: list[Link], job: Job | None) -> bo
     return job.state in DIED or (job.state == "FAILED" and not is_told and not is_followed)
 
 
-def _why(run: Path, links: list[Link]) -> str:
-    """Why nothing is going on, in words."""
+def _why(run: Path, links: list[LinkRecord]) -> str:
+    """Return why nothing is going on, in words."""
     if (run / DONE).exists():
         return ""
     for marker in (STOP, FAILED):
         if (run / marker).exists():
             return (run / marker).read_text(encoding="utf-8").strip()
     ended = [link for link in links if link.ended]
-    if ended and links[-1].ended and not holder(run):
+    if ended and links[-1].ended and not find_holder(run):
         return f"link {ended[-1].number}: {ended[-1].outcome}"
     return ""
 
 
-def training_time_ratio(attempts: Sequence[Attempt]) -> float | None:
-    """The share of the attempts' time that went into steps that count; None where nothing is measured.
+def training_time_ratio(attempts: Sequence[LinkAttempt]) -> float | None:
+    """Return the share of the attempts' time that went into steps that count; None where nothing is measured.
 
     Steps that a later attempt had to do again count as lost, and so does one that died without a word: for one that
     SLURM requeued, until it was started again.

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from launchers.runs import existing_runs, find_run
-from launchers.show.results import print_results
+from launchers.show.results import print_summary
 from launchers.show.run_facts import facts_of
 from launchers.show.tables import colored, console, duration, print_list
 
@@ -12,7 +12,7 @@ COLORS = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "r
 
 
 def show_all(*, as_json: bool) -> None:
-    """One row a run."""
+    """Print one row a run."""
     rows = facts_of(existing_runs())
     if as_json:
         print(json.dumps(rows, indent=1))
@@ -33,7 +33,7 @@ def _state(row: dict[str, Any]) -> str:
 
 
 def show_one(name: str, *, as_json: bool) -> None:
-    """Links, state, newest numbers and, once there are scores, the result table."""
+    """Print links, state, newest numbers and, once there are scores, the result table."""
     run = find_run(name)
     (row,) = facts_of([run])
     if as_json:
@@ -64,4 +64,4 @@ def show_one(name: str, *, as_json: bool) -> None:
         if link["outcome"]:
             print(f"link {link['link']}: {link['outcome']}")
     if row["scores"]:
-        print_results(run)
+        print_summary(row)

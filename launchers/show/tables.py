@@ -15,13 +15,14 @@ COLOR_CODES = {"red": 31, "green": 32, "yellow": 33, "cyan": 36}
 
 
 def console() -> "Console":
+    """Return where tables are printed: 80 columns wide, or as wide as the terminal."""
     from rich.console import Console
 
     return Console(width=_width(), no_color=not sys.stdout.isatty(), highlight=False)
 
 
 def table(*columns: str) -> "Table":
-    """A table whose first column is on the left and whose long cells are folded."""
+    """Return a table without rows, whose long cells will be folded."""
     from rich import box
     from rich.table import Table
 
@@ -34,7 +35,7 @@ def table(*columns: str) -> "Table":
 def print_list(
     columns: Sequence[str], rows: Sequence[Sequence[str]], *, colors: Mapping[str, str], gives_way: str
 ) -> None:
-    """A long list: a line a row, which takes a thousandth of the time that a table of rich does.
+    """Print a long list: a line a row, which takes a thousandth of the time that a table of rich does.
 
     `colors`: of words. `gives_way`: the column whose cells are shortened where the lines are too long.
     """
@@ -52,7 +53,7 @@ def print_list(
 
 
 def shortened(text: str, width: int) -> str:
-    """`a_long_n..ame-12`: the end tells the runs of a sweep apart."""
+    """Shorten a text to `a_long_n..ame-12`: the end tells the runs of a sweep apart."""
     if len(text) <= width:
         return text
     kept = width - 2
@@ -64,12 +65,12 @@ def _width() -> int:
 
 
 def colored(text: str, color: str | None) -> str:
-    """A cell in a color, in the markup of the tables."""
+    """Return a cell in a color, in the markup of the tables."""
     return f"[{color}]{text}[/]" if color else text
 
 
 def duration(seconds: float | None) -> str:
-    """`3 s`, `5 min 12 s`, `7 h 03 min`, `2 d 4 h`."""
+    """Return seconds as `3 s`, `5 min 12 s`, `7 h 03 min` or `2 d 4 h`; nothing for None."""
     if seconds is None:
         return ""
     whole = round(seconds)

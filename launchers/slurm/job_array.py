@@ -11,8 +11,8 @@ from typing import Any
 from submitit.core.utils import DelayedSubmission
 from submitit.slurm.slurm import SlurmJob
 
-from core.rundir.files import ENV_RUNS
-from launchers.chain.submission import BatchExecutor, Run, slurm_parameters
+from core.rundir.environment import ENV_RUNS
+from launchers.chain.submission import BatchExecutor, LaunchedRun, slurm_parameters
 
 # What a job must say wherever it runs; the rest of a header are resources that a comparison does not need.
 PLACE = ("account", "clusters", "constraint", "partition", "qos", "reservation")
@@ -35,16 +35,16 @@ class ArrayExecutor(BatchExecutor):
         return jobs
 
 
-def submit_array(runs: Sequence[tuple[Run, int]], *, name: str, folder: Path, after: str | None) -> list[str]:
-    """Submit a link of each run, all with the resources of the first; the job id of each. SlurmError if refused."""
+def submit_array(runs: Sequence[tuple[LaunchedRun, int]], *, name: str, folder: Path, after: str | None) -> list[str]:
+    """Submit a link of each run with the resources of the first; return the job id of each. SlurmError if refused."""
     calls = [run.call(number) for run, number in runs]
     delayed = [DelayedSubmission(*positional, **keywords) for positional, keywords in calls]
     executor = _executor(runs, name=name, folder=folder, after=after)
     return [str(job.job_id) for job in executor._internal_process_submissions(delayed)]
 
 
-def array_text(runs: Sequence[tuple[Run, int]], *, name: str, folder: Path, after: str | None) -> str:
-    """The batch script that `submit_array` hands to sbatch, and below it what each of its tasks runs."""
+def array_text(runs: Sequence[tuple[LaunchedRun, int]], *, name: str, folder: Path, after: str | None) -> str:
+    """Return the batch script that `submit_array` hands to sbatch, and below it what each of its tasks runs."""
     executor = _executor(runs, name=name, folder=folder, after=after)
     executor.parameters["map_count"] = len(runs)
     text = executor._make_submission_file_text(executor._submitit_command_str, "NUMBER")
@@ -52,7 +52,7 @@ def array_text(runs: Sequence[tuple[Run, int]], *, name: str, folder: Path, afte
     return "".join([text, *tasks])
 
 
-def _executor(runs: Sequence[tuple[Run, int]], *, name: str, folder: Path, after: str | None) -> ArrayExecutor:
+def _executor(runs: Sequence[tuple[LaunchedRun, int]], *, name: str, folder: Path, after: str | None) -> ArrayExecutor:
     executor = ArrayExecutor(folder=folder)
     first, link = runs[0]
     named = replace(first, directory=first.directory.with_name(name))
@@ -60,8 +60,8 @@ def _executor(runs: Sequence[tuple[Run, int]], *, name: str, folder: Path, after
     return executor
 
 
-def comparison_script(name: str, run: Run, options: Mapping[str, str], *, output: Path, after: str) -> str:
-    """A batch script that waits for a job and compares the runs of a sweep."""
+def comparison_script(name: str, run: LaunchedRun, options: Mapping[str, str], *, output: Path, after: str) -> str:
+    """Return a batch script that waits for a job and compares the runs of a sweep."""
     lines = {
         **{key: value for key, value in options.items() if key in PLACE},
         "job-name": f"{name}-compare"[:64],

@@ -19,7 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from core.rundir.files import ENV_LOCAL_TASKS, ENV_RUNS, read_json, runs_root, write_json
+from core.rundir.environment import ENV_LOCAL_TASKS, ENV_RUNS, runs_root
+from core.rundir.whole_files import read_json, write_json
 from launchers.chain.submission import local_tasks
 from launchers.here.environment import ROOT
 from launchers.here.machine import visible_gpus

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from core.rundir.ledger import Link
+from core.rundir.ledger import LinkRecord
 from launchers.slurm.commands import SlurmError, ask
 
 TIMEOUT_S = 5.0
@@ -35,13 +35,13 @@ class Job(NamedTuple):
         return f"starting on {self.node}" if self.state == "RUNNING" else self.state.lower().replace("_", " ")
 
 
-def slurm_jobs(links: Iterable[Link]) -> list[str]:
-    """The jobs of these links that SLURM may still know: submitted to it, and not known to have ended."""
+def slurm_jobs(links: Iterable[LinkRecord]) -> list[str]:
+    """Return the jobs that SLURM may still know: of these links, submitted to it, and not known to have ended."""
     return [link.job_id for link in links if link.is_on_slurm and not link.ended and link.job_id is not None]
 
 
-def read_queue(links: Iterable[Link]) -> dict[str, Job]:
-    """SLURM's word on the jobs of these links, by one call; empty where there are none or no SLURM answers."""
+def read_queue(links: Iterable[LinkRecord]) -> dict[str, Job]:
+    """Ask SLURM for the jobs of these links, by one call; empty where there are none or no SLURM answers."""
     wanted = set(slurm_jobs(links))
     if not wanted:
         return {}
@@ -54,13 +54,13 @@ def read_queue(links: Iterable[Link]) -> dict[str, Job]:
     return {job: Job(*facts) for job, *facts in rows if job in wanted}
 
 
-def active(queue: Mapping[str, Job], links: Iterable[Link]) -> dict[str, str]:
-    """The state of each job of these links that waits or runs."""
+def active(queue: Mapping[str, Job], links: Iterable[LinkRecord]) -> dict[str, str]:
+    """Return the state of each job of these links that waits or runs."""
     return {job: queue[job].state for job in slurm_jobs(links) if job in queue and not queue[job].is_over}
 
 
 def job_facts(job: str) -> dict[str, str] | None:
-    """What SLURM remembers of one job; empty where it has forgotten it, None where it does not answer."""
+    """Return what SLURM remembers of one job; empty where it has forgotten it, None where it does not answer."""
     try:
         answer = ask(["scontrol", "show", "job", "--oneliner", job])
     except SlurmError as error:

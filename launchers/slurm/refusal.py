@@ -5,27 +5,27 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.rundir.files import LEDGER, LOGS, record_link
+from core.rundir.files import LAUNCHER_LOCK, LEDGER, LOGS, link_logs
+from core.rundir.ledger import record_link
 from launchers.slurm.commands import SlurmError, cancel_jobs
 
 Queued = tuple[int, str]  # link, job
-LAUNCHER_LOCK = "launcher.lock"  # among the logs, held by the launcher at work on a run
 
 
-def refusal(directory: Path, link: int, queued: Sequence[Queued], *, error: SlurmError, is_kept: bool) -> str:
-    """Leave nothing half-submitted behind, unless asked to; what happened, in words for a person."""
+def undo_submission(directory: Path, link: int, queued: Sequence[Queued], *, error: SlurmError, is_kept: bool) -> str:
+    """Leave nothing half-submitted behind, unless asked to; return what happened, in words for a person."""
     _forget(directory, link)
     words = [f"link {link} is not submitted; SLURM says:", *(f"  {line}" for line in str(error).splitlines())]
     if not queued:
         return "\n".join(words)
     if is_kept:
         return "\n".join([*words, f"kept as asked: {_jobs(queued)}"])
-    back = take_back(directory, queued, because=f"link {link} was refused")
+    back = cancel_queued(directory, queued, because=f"link {link} was refused")
     return "\n".join([*words, f"{back} (--keep-queued keeps what was taken)"])
 
 
-def take_back(directory: Path, queued: Sequence[Queued], *, because: str) -> str:
-    """Cancel links that have just been queued; in words, what became of them."""
+def cancel_queued(directory: Path, queued: Sequence[Queued], *, because: str) -> str:
+    """Cancel links that have just been queued; return what became of them, in words."""
     problem = cancel_jobs([job for _, job in queued])
     if problem is not None:
         return f"still queued, as scancel failed ({problem}): {_jobs(queued)}"
@@ -41,7 +41,7 @@ def _jobs(queued: Sequence[Queued]) -> str:
 
 def _forget(directory: Path, link: int) -> None:
     """Remove what the submission of a link had written, and a run directory in which nothing else is."""
-    shutil.rmtree(directory / LOGS / f"link_{link}", ignore_errors=True)
+    shutil.rmtree(link_logs(directory, link), ignore_errors=True)
     if not (directory / LEDGER).exists():
         for script in directory.glob(f"{LOGS}/*.sub"):
             script.unlink()

@@ -23,7 +23,7 @@ from core.models.pretrained.speech import PretrainedSpeechConfig
 from core.models.pretrained.text import FrozenText, PretrainedTextConfig
 from core.parallel.preparation import COMPUTE_DTYPE
 from core.parallel.settings import ParallelConfig, resolve_precision
-from core.recognition.asr_corpus import FEATURE_STATS, VOCABULARY
+from core.rundir.files import FEATURE_STATS, VOCABULARY
 from core.samplers.plan import PlanConfig
 from core.seeding import seed_everything
 from core.speech.features import FeatureConfig, FeatureStats

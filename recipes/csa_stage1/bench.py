@@ -27,7 +27,8 @@ from core.bench.telemetry.leaks import LEAK
 from core.bench.telemetry.processes import StopRequest
 from core.config.load import parse_args
 from core.config.schema import ConfigError
-from core.rundir.files import ExitCode, runs_root
+from core.rundir.environment import runs_root
+from core.rundir.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
 

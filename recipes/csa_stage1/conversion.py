@@ -9,7 +9,7 @@ import numpy as np
 import soundfile
 
 from core.data.reading import BadSample, read_place
-from core.data.whole_file import appears_whole, remove_unfinished
+from core.rundir.whole_files import appears_whole, remove_unfinished
 from core.speech.resampling import resample
 from recipes.csa_stage1.sources import Utterance
 from recipes.csa_stage1.trimming import trimmed

@@ -32,8 +32,8 @@ from core.models.hubert.names import save_huggingface
 from core.models.lmu.speech import LmuSpeech
 from core.models.pretrained.speech import WhisperEncoder
 from core.models.pretrained.text import PretrainedText
-from core.recognition.asr_corpus import VOCABULARY
-from core.rundir.files import CONFIG, write_json
+from core.rundir.files import CONFIG, VOCABULARY
+from core.rundir.whole_files import write_json
 from core.text.tokenization import open_tokenizer
 from core.text.vocabulary import CharacterVocabulary
 from core.train.trained import load_trained

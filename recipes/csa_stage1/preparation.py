@@ -29,9 +29,10 @@ from core.data.index import ManifestIndex, write_records
 from core.data.pcm_cache import PcmCache
 from core.data.reading import BadSample
 from core.data.shared_work import Piece, SharedWork
-from core.data.whole_file import appears_whole
 from core.rundir.checkpoints import COMPLETE, list_complete
-from core.rundir.files import CHECKPOINTS, read_json, runs_root, write_json
+from core.rundir.environment import runs_root
+from core.rundir.files import CHECKPOINTS
+from core.rundir.whole_files import appears_whole, read_json, write_json
 from recipes.csa_stage1.conversion import Conversion
 from recipes.csa_stage1.products import cache_samples, write_tsv
 from recipes.csa_stage1.sources import CorpusPart, open_parts

@@ -19,7 +19,10 @@ from core.job.run import Outcome, Run, run_job
 from core.job.settings import JobConfig
 from core.recognition.aligner import Aligner
 from core.recognition.transcriber import RECIPE, Recognizer
-from core.rundir.files import DONE, ExitCode, pieces_so_far, runs_root
+from core.rundir.environment import runs_root
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import DONE
+from core.rundir.ledger import pieces_so_far
 from core.seeding import generator
 from core.train.trained import TrainedRun
 from recipes.csa_stage1.preparation import SHARDS, Preparation, PrepareConfig

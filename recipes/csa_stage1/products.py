@@ -11,7 +11,7 @@ import numpy as np
 from core.data.index import ManifestIndex
 from core.data.pcm_cache import write_cache
 from core.data.reading import place_of, read_place
-from core.data.whole_file import appears_whole
+from core.rundir.whole_files import appears_whole
 from recipes.csa_stage1.sources import TSV_HEADER
 from recipes.csa_stage1.workers import with_progress, worker_pool
 

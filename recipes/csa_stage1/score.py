@@ -22,14 +22,9 @@ from core.job.errors import exit_on_error
 from core.job.run import Outcome, Run
 from core.losses.contrastive import MAX_LOG_SCALE
 from core.models.pretrained.text import FrozenText
-from core.rundir.files import (
-    NEIGHBOURS,
-    SCORES,
-    SIMILARITIES,
-    append_record,
-    runs_root,
-    write_json,
-)
+from core.rundir.environment import runs_root
+from core.rundir.files import NEIGHBOURS, SCORES, SIMILARITIES
+from core.rundir.whole_files import append_record, write_json
 from core.train.evaluate import evaluation_mode
 from core.train.trained import load_trained
 from recipes.csa_stage1.assembly import (

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from core.data.index import ManifestIndex
 from core.job.errors import exit_on_error
-from core.rundir.files import runs_root
+from core.rundir.environment import runs_root
 from core.units.label_store import LabelCard, LabelStore, manifest_fingerprint
 from core.units.labelling import LABELS
 from recipes.hubert_iter1.label_text import export_labels, import_labels

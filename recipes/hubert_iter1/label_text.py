@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from core.data.index import ManifestIndex
-from core.rundir.files import write_whole
+from core.rundir.whole_files import write_whole
 from core.units.label_store import LabelCard, LabelStore, write_store
 
 

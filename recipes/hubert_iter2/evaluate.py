@@ -18,11 +18,12 @@ from core.config.load import parse_args
 from core.data.stream import evaluation_batches
 from core.distributed import Ranks, joined
 from core.job.errors import exit_on_error
-from core.recognition.asr_corpus import VOCABULARY
 from core.recognition.fusion import build_scorer
 from core.recognition.recognize import Scored, recognize, record_hypotheses, summarize
 from core.recognition.waveform_asr import WaveformCorpus
-from core.rundir.files import SCORES, read_json, runs_root, write_json
+from core.rundir.environment import runs_root
+from core.rundir.files import SCORES, VOCABULARY
+from core.rundir.whole_files import read_json, write_json
 from core.samplers.plan import EvaluationPlan, Source
 from core.train.trained import load_trained
 from recipes.hubert_iter2.finetune_assembly import DEFAULT_CONFIG, Config, build_model

@@ -17,11 +17,11 @@ from typing import get_args
 import torch
 
 from core import distributed
-from core.data.whole_file import appears_whole
 from core.job.errors import exit_on_error
 from core.models.hubert.config import HubertConfig
 from core.models.hubert.model import HubertPretraining
 from core.models.hubert.names import Style, export_state, save_huggingface
+from core.rundir.whole_files import appears_whole
 from core.train.trained import TrainedRun, weights_hash
 from recipes.hubert_iter2.assembly import RECIPES
 

@@ -21,7 +21,8 @@ from core.models.hubert.flops import training_flops
 from core.models.hubert.model import HubertPretraining
 from core.optim.parameters import describe_parameters, freeze
 from core.parallel.engine import build_engine
-from core.rundir.files import CLUSTERS, SCORES, write_json
+from core.rundir.files import CLUSTERS, SCORES
+from core.rundir.whole_files import write_json
 from core.samplers.plan import EvaluationPlan, Plan
 from core.seeding import seed_everything
 from core.train.evaluate import evaluate

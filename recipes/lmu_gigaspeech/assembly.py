@@ -18,7 +18,6 @@ from core.models.ctc import CTCModel
 from core.models.lmu.recognizer import LmuCtcConfig, build_lmu_ctc
 from core.recognition.asr import AsrConfig, AsrExamples
 from core.recognition.asr_corpus import (
-    FEATURE_STATS,
     feature_stats,
     kept_vocabulary,
     load_feature_stats,
@@ -27,6 +26,7 @@ from core.recognition.asr_corpus import (
     transcripts,
 )  # fmt: skip
 from core.recognition.recognize import DecodeConfig
+from core.rundir.files import FEATURE_STATS
 from core.samplers.plan import Plan, PlanConfig
 from core.seeding import seed_everything
 from core.speech.features import FeatureStats

@@ -19,7 +19,9 @@ from core.job.run import Outcome, Run
 from core.recognition.asr_corpus import texts_of, training_cuts
 from core.recognition.fusion import build_scorer
 from core.recognition.recognize import Scored, recognize, record_hypotheses, summarize
-from core.rundir.files import SCORES, runs_root, write_json
+from core.rundir.environment import runs_root
+from core.rundir.files import SCORES
+from core.rundir.whole_files import write_json
 from core.samplers.plan import EvaluationPlan, Source
 from core.train.trained import load_trained
 from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus, build_model

@@ -14,9 +14,9 @@ from pathlib import Path
 from core.config.load import load
 from core.distributed import joined
 from core.job.errors import exit_on_error
-from core.recognition.asr_corpus import VOCABULARY
 from core.recognition.transcriber import Transcriber
-from core.rundir.files import CONFIG, ExitCode
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import CONFIG, VOCABULARY
 from core.speech.audio import AudioError
 from recipes.lmu_gigaspeech.assembly import Config
 

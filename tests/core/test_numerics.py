@@ -10,7 +10,7 @@ from core import numerics
 from core.distributed import Ranks
 from core.job.errors import exit_code_of
 from core.numerics import Kernel, all_kernels, faults, kernels_of
-from core.rundir.files import ExitCode
+from core.rundir.exit_codes import ExitCode
 from tests.core.parallel.toy import SGD, built
 from tests.ranks import run_on_ranks
 

@@ -11,14 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from core.rundir.files import (
-    CHECKPOINTS,
-    DONE,
-    REPORT,
-    SCORES,
-    record_link,
-    write_json,
-)
+from core.rundir.files import CHECKPOINTS, DONE, REPORT, SCORES
+from core.rundir.ledger import record_link
+from core.rundir.whole_files import write_json
 
 
 def main() -> int:

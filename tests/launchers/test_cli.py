@@ -5,10 +5,14 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from core.rundir.files import LEASE
+from core.rundir.whole_files import write_json
 from tests.launchers.conftest import Launcher, launcher_command
 
 FORBIDDEN = ("torch", "numpy", "lhotse", "pydantic", "transformers", "submitit")
@@ -20,20 +24,28 @@ def make_run(run: Path, *records: dict[str, object]) -> None:
 
 
 def two_links(run: Path) -> None:
-    time = "2026-01-01T00:0{}:00Z"
+    minute = "2026-01-01T00:0{}:00Z"
     submitted = {"event": "submitted", "cluster": "local", "argv": ["x.sub", "run.name=a"], "log": "logs/1.out"}
     make_run(
         run,
-        {**submitted, "link": 1, "time": time.format(0), "job_id": "11", "seed": 5},
-        {"event": "started", "link": 1, "time": time.format(0), "host": "node1", "pid": 1, "step": 0, "token": 1},
-        {"event": "ended", "link": 1, "time": time.format(4), "exit_code": 75, "step": 50, "train_s": 120, "token": 1},
-        {**submitted, "link": 2, "time": time.format(5), "job_id": "12", "seed": 6},
-        {"event": "started", "link": 2, "time": time.format(5), "host": "node2", "pid": 1, "step": 50, "token": 2},
-        {"event": "ended", "link": 1, "time": time.format(9), "exit_code": 1, "step": 99, "token": 0},
+        {**submitted, "link": 1, "time": minute.format(0), "job_id": "11", "seed": 5},
+        {"event": "started", "link": 1, "time": minute.format(0), "host": "node1", "pid": 1, "step": 0, "token": 1},
+        {
+            "event": "ended",
+            "link": 1,
+            "time": minute.format(4),
+            "exit_code": 75,
+            "step": 50,
+            "train_s": 120,
+            "token": 1,
+        },
+        {**submitted, "link": 2, "time": minute.format(5), "job_id": "12", "seed": 6},
+        {"event": "started", "link": 2, "time": minute.format(5), "host": "node2", "pid": 1, "step": 50, "token": 2},
+        {"event": "ended", "link": 1, "time": minute.format(9), "exit_code": 1, "step": 99, "token": 0},
         {
             "event": "ended",
             "link": 2,
-            "time": time.format(9),
+            "time": minute.format(9),
             "exit_code": 88,
             "reason": "loss is NaN",
             "step": 70,
@@ -109,12 +121,16 @@ def test_states(launcher: Launcher, runs: Path) -> None:
     make_run(runs / "lost", started)
     make_run(runs / "paused", started, {**started, "event": "ended", "exit_code": 75, "step": 3})
     make_run(runs / "running", started)
-    lease = {"host": os.uname().nodename, "pid": os.getpid(), "heartbeat": 1.0, "token": 1, "job_id": "x"}
-    (runs / "running" / "lease.json").write_text(json.dumps(lease))
+    me = psutil.Process()
+    lease = {"host": os.uname().nodename, "pid": me.pid, "started": me.create_time(), "token": 1, "job_id": "x"}
+    write_json(runs / "running" / LEASE, {**lease, "heartbeat": 1.0})
     make_run(runs / "dead", started)
-    (runs / "dead" / "lease.json").write_text(json.dumps({**lease, "pid": 2**22 + 1}))
+    write_json(runs / "dead" / LEASE, {**lease, "heartbeat": 1.0, "pid": 2**22 + 1})
+    make_run(runs / "reused", started)  # a day ago the number was another process's
+    write_json(runs / "reused" / LEASE, {**lease, "heartbeat": time.time(), "started": me.create_time() - 86400})
     states = {row["run"]: row["state"] for row in json.loads(launcher("status", "--json").stdout)}
-    assert states == {"lost": "interrupted", "paused": "paused", "running": "running", "dead": "interrupted"}
+    is_alive = {"running": "running", "dead": "interrupted", "reused": "interrupted"}
+    assert states == {"lost": "interrupted", "paused": "paused", **is_alive}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ from lhotse import MonoCut
 
 from core.data.index import write_manifest
 from core.data.reading import BadSample
-from core.rundir.files import ExitCode, read_records
+from core.rundir.exit_codes import ExitCode
+from core.rundir.whole_files import read_records
 from manifests import validate
 from tests.manifests.clips import SAMPLE_RATE_HZ, demo_cuts, samples_of
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import recipes.hubert_iter2.finetune as finetune_recipe
 from core.data.index import write_manifest
-from core.rundir.files import ExitCode
+from core.rundir.exit_codes import ExitCode
 from tests.recipes import hubert_runs, runs
 
 CONFIG = """\

@@ -8,7 +8,7 @@ import recipes.hubert_iter1.train as train1
 import recipes.hubert_iter2.prepare as prepare2
 import recipes.hubert_iter2.train as train2
 from core.data.index import ManifestIndex, write_manifest
-from core.rundir.files import ExitCode
+from core.rundir.exit_codes import ExitCode
 from tests.recipes import runs
 
 PREPARE, TRAIN = {1: prepare1, 2: prepare2}, {1: train1, 2: train2}

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from core.data.index import write_manifest
-from core.rundir.files import BAD_SAMPLES, RUN_CONTEXT, ExitCode, read_json, read_records
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import BAD_SAMPLES, RUN_CONTEXT
+from core.rundir.whole_files import read_json, read_records
 from tests.recipes import csa_runs, finetune_runs, runs
 
 BARELY = ("optim.lr=1e-30", "train.max_steps=1", "train.validate_every_steps=null", "parallel.strategy=ddp")

@@ -9,7 +9,7 @@ from core.config.schema import ConfigError
 from core.models.csa import CsaModel
 from core.optim.optim import learning_rate
 from core.optim.parameters import parameters
-from core.rundir.files import ExitCode
+from core.rundir.exit_codes import ExitCode
 from recipes.csa_stage1 import train
 from recipes.csa_stage1.assembly import Config
 

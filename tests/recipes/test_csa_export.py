@@ -15,8 +15,9 @@ from core.models.csa import CsaModel
 from core.models.lmu.speech import LmuSpeech, LmuSpeechConfig
 from core.models.pretrained.speech import PretrainedSpeechConfig, load_speech_encoder
 from core.models.text_encoder import OwnTextConfig, TextEncoder
-from core.recognition.asr_corpus import VOCABULARY
-from core.rundir.files import CONFIG, ExitCode, read_json
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import CONFIG, VOCABULARY
+from core.rundir.whole_files import read_json
 from core.text.vocabulary import CharacterVocabulary
 from recipes.csa_stage1 import export
 from recipes.csa_stage1.assembly import Config

@@ -11,7 +11,7 @@ import torch
 
 from core.config.load import load
 from core.models.pretrained.text import FrozenText, PretrainedTextConfig
-from core.rundir.files import ExitCode
+from core.rundir.exit_codes import ExitCode
 from core.text.tokenization import TokenizerConfig, open_tokenizer
 from recipes.csa_stage1.assembly import DEFAULT_CONFIG, Config
 from tests.recipes import csa_runs, runs

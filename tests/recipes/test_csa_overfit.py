@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from core.data.index import ManifestIndex, write_manifest
-from core.rundir.files import SCORES, ExitCode, read_json
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import SCORES
+from core.rundir.whole_files import read_json
 from tests.recipes import csa_runs, runs
 
 CLIPS, STEPS = 40, 60

@@ -16,7 +16,10 @@ import recipes.csa_stage1.prepare as prepare
 from core.data.index import ManifestIndex, write_manifest
 from core.data.pcm_cache import PcmCache
 from core.data.reading import read_cut
-from core.rundir.files import DONE, ExitCode, pieces_so_far, read_json, read_records
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import DONE
+from core.rundir.ledger import pieces_so_far
+from core.rundir.whole_files import read_json, read_records
 from core.text.words import words_of
 from recipes.csa_stage1.preparation import Preparation
 from recipes.csa_stage1.trimming import trimmed

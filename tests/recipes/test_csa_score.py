@@ -9,16 +9,9 @@ import pytest
 
 from core.config.load import load
 from core.distributed import Ranks
-from core.rundir.files import (
-    CONFIG,
-    NEIGHBOURS,
-    REPORT,
-    SCORES,
-    SIMILARITIES,
-    ExitCode,
-    read_json,
-    read_records,
-)
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import CONFIG, NEIGHBOURS, REPORT, SCORES, SIMILARITIES
+from core.rundir.whole_files import read_json, read_records
 from core.text.normalization import normalize_transcript
 from core.train.trained import load_trained
 from recipes.csa_stage1 import score

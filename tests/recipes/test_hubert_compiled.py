@@ -9,7 +9,8 @@ import torch
 from torch._dynamo.backends.debugging import aot_eager
 
 from core.data.index import ManifestIndex, write_manifest
-from core.rundir.files import ExitCode, append_record, read_records
+from core.rundir.exit_codes import ExitCode
+from core.rundir.whole_files import append_record, read_records
 from tests.recipes import hubert_runs, runs
 
 SETTINGS = ("data.crop.max_s=2.6", "plan.max_cut_s=2.6", "plan.min_cut_s=1.0", "plan.max_duration_s=6.0",

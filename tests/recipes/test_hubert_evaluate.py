@@ -11,8 +11,9 @@ import torch
 from core.config.load import load
 from core.data.index import ManifestIndex
 from core.models.hubert.recognizer import HubertCTC
-from core.report.report import PREDICTIONS
-from core.rundir.files import SCORES, ExitCode, read_json, read_records, write_json
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import PREDICTIONS, SCORES
+from core.rundir.whole_files import read_json, read_records, write_json
 from core.text.vocabulary import CharacterVocabulary
 from recipes.hubert_iter2 import evaluate
 from recipes.hubert_iter2.finetune_assembly import Config

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.rundir.files import ExitCode
+from core.rundir.exit_codes import ExitCode
 from core.units.label_store import LabelStore
 from recipes.hubert_iter1 import label_files
 from tests.recipes import hubert_runs

@@ -14,17 +14,10 @@ import pytest
 
 from core.data import shared_work
 from core.data.index import ManifestIndex
-from core.rundir.files import (
-    BAD_SAMPLES,
-    CLUSTERS,
-    SCORES,
-    ExitCode,
-    append_record,
-    pieces_so_far,
-    read_json,
-    read_records,
-    write_json,
-)
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import BAD_SAMPLES, CLUSTERS, SCORES
+from core.rundir.ledger import pieces_so_far
+from core.rundir.whole_files import append_record, read_json, read_records, write_json
 from core.units.feature_store import remove_features, write_features
 from core.units.kmeans import Codebook
 from core.units.label_store import LabelShards, LabelStore

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from core.config.load import load
-from core.rundir.files import ExitCode
+from core.rundir.exit_codes import ExitCode
 from recipes.lmu_gigaspeech import train, transcribe
 from recipes.lmu_gigaspeech.assembly import Config
 

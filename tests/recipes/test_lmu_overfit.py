@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from core.report.report import PREDICTIONS
-from core.rundir.files import REPORT, SCORES, ExitCode, read_json, read_records
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import PREDICTIONS, REPORT, SCORES
+from core.rundir.whole_files import read_json, read_records
 from tests.recipes import runs
 
 CONFIG = runs.ROOT / "recipes" / "lmu_gigaspeech" / "overfit.yaml"

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 
 from core.rundir.checkpoints import list_complete
-from core.rundir.files import CHECKPOINTS, ENV_LINK_SEED, SCORES, ExitCode, read_json
+from core.rundir.environment import ENV_LINK_SEED
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import CHECKPOINTS, SCORES
+from core.rundir.whole_files import read_json
 from manifests.shar import write_shar
 from tests.recipes import runs
 

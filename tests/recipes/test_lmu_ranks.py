@@ -9,19 +9,10 @@ import pytest
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.report.report import PREDICTIONS
-from core.rundir.files import (
-    BAD_SAMPLES,
-    LEDGER,
-    METRICS,
-    REPORT,
-    SAMPLES,
-    SCORES,
-    TENSORBOARD,
-    ExitCode,
-    read_json,
-    read_records,
-)
+from core.rundir.checkpoints import METRICS
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import BAD_SAMPLES, LEDGER, PREDICTIONS, REPORT, SAMPLES, SCORES, TENSORBOARD
+from core.rundir.whole_files import read_json, read_records
 from tests.recipes import runs
 
 TWO = {"num_ranks": 2}

@@ -9,14 +9,10 @@ from typing import Any
 
 import pytest
 
-from core.rundir.files import (
-    LEDGER,
-    METRICS,
-    REPORT,
-    SCORES,
-    ExitCode,
-    read_records,
-)
+from core.rundir.checkpoints import METRICS
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import LEDGER, REPORT, SCORES
+from core.rundir.whole_files import read_records
 from tests.recipes import runs
 
 BY_NUMBER_OF_RANKS = ("plan.micro_batches_per_step=4", "model.encoder.dropout=0", "optim.name=sgd", "optim.lr=0.1",

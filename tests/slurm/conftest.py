@@ -12,8 +12,9 @@ from typing import Any, NoReturn
 
 import pytest
 
-from core.rundir.files import LEDGER, read_records
-from core.rundir.ledger import Link, read_links
+from core.rundir.files import LEDGER
+from core.rundir.ledger import LinkRecord, read_links
+from core.rundir.whole_files import read_records
 from launchers.here.environment import ROOT
 from slurm.virtual.cluster import Cluster, ClusterError
 
@@ -81,7 +82,7 @@ class Slurm:
         """The jobs that wait or run, each task of an array by itself."""
         return self.ask("squeue", "--noheader", "--array", "--format=%i").split()
 
-    def links(self, run: str = "fake") -> list[Link]:
+    def links(self, run: str = "fake") -> list[LinkRecord]:
         return read_links(self.runs / run)
 
     def events(self, event: str, run: str = "fake") -> list[dict[str, Any]]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from core.config.load import load
 from core.distributed import Ranks, joined
-from core.rundir.files import link_from_environment, write_json
+from core.rundir.environment import link_from_environment
+from core.rundir.whole_files import write_json
 from recipes.lmu_gigaspeech.assembly import Config, Corpus, build_stream
 
 ORDERS = {"exact": "train.jsonl", "randomized": "shar"}

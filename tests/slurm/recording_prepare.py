@@ -11,7 +11,8 @@ from typing import Any
 
 import recipes.hubert_iter1.prepare as recipe
 from core.data import shared_work
-from core.rundir.files import append_record, job_from_environment
+from core.rundir.environment import job_from_environment
+from core.rundir.whole_files import append_record
 from core.units import labelling
 from core.units.label_store import LabelShards
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from core.bench.manifest import latest_rows, read_rows, read_table
-from core.rundir.files import read_json
+from core.rundir.whole_files import read_json
 from launchers.here.environment import ROOT
 from tests.slurm.conftest import HEADER, Slurm
 

@@ -5,7 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 from core.data.index import write_manifest
-from core.rundir.files import DONE, read_records
+from core.rundir.files import DONE
+from core.rundir.whole_files import read_records
 from core.units.label_store import LabelStore
 from launchers.here.environment import ROOT
 from tests.recipes import runs

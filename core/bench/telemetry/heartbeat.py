@@ -1,6 +1,5 @@
 """How a run is getting on, from its metrics.jsonl: a line every so often, and alerts when it stalls or slows down."""
 
-import json
 import logging
 import statistics
 import time
@@ -10,8 +9,9 @@ from typing import Any
 
 from core.bench.settings import WatchConfig
 from core.report.train_log import hms
-from core.rundir.files import METRICS
-from core.rundir.files import now as utc_now
+from core.rundir.checkpoints import METRICS
+from core.rundir.metrics_log import read_new_records
+from core.rundir.whole_files import now as utc_now
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,8 @@ class Heartbeat:
     def beat(self) -> None:
         """Read what is new, alert where something is wrong, and say where the run is when that is due."""
         now = time.monotonic()
-        for record in self._new_records():
+        records, self._offset = read_new_records(self._run_dir / METRICS, offset=self._offset)
+        for record in records:
             self._arrivals_s.append(now)
             self._is_stalled = False
             self._newest = {**self._newest, **record}
@@ -92,23 +93,3 @@ class Heartbeat:
                 file.write("\t".join(cells) + "\n")
         except OSError as error:
             logger.warning("the alert is not kept: %s", error)
-
-    def _new_records(self) -> list[dict[str, Any]]:
-        """Whole lines that came since the last call, of training and validation."""
-        path = self._run_dir / METRICS
-        if not path.exists():
-            return []
-        with path.open("rb") as file:
-            file.seek(self._offset)
-            text = file.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._offset += len(whole)
-        records = []
-        for line in whole.splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:
-                continue
-            if isinstance(record, dict) and record.get("phase") in ("train", "valid"):
-                records.append(record)
-        return records

@@ -12,6 +12,8 @@ from typing import Any
 
 import psutil
 
+from core.rundir.processes import session_members
+
 POLL_S = 0.2
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
@@ -60,23 +62,13 @@ def end_session(leader: int, *, grace_s: float, hurry: StopRequest | None = None
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(leader, signal.SIGTERM)
     deadline = time.monotonic() + grace_s
-    while members(leader) and time.monotonic() < deadline and (hurry is None or hurry.count == requests):
+    while session_members(leader) and time.monotonic() < deadline and (hurry is None or hurry.count == requests):
         time.sleep(POLL_S / 2)
-    while found := members(leader):
+    while found := session_members(leader):
         for pid in found:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         time.sleep(POLL_S / 2)
-
-
-def members(leader: int) -> list[int]:
-    """The living processes of a session."""
-    found = []
-    for pid in psutil.pids():
-        with contextlib.suppress(OSError, psutil.Error):  # ended meanwhile
-            if os.getsid(pid) == leader and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-                found.append(pid)
-    return found
 
 
 def is_still_led(leader: int, *, created: float) -> bool:
@@ -87,4 +79,4 @@ def is_still_led(leader: int, *, created: float) -> bool:
     try:
         return abs(psutil.Process(leader).create_time() - created) < 1.0
     except psutil.NoSuchProcess:
-        return bool(members(leader))
+        return bool(session_members(leader))

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from core.bench.telemetry.machine import ask_nvidia_smi
-from core.rundir.files import LEDGER, read_records
+from core.rundir.ledger import read_events
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +122,7 @@ class HostSampler(Sampler):
 def run_processes(pid: int, run_dir: Path) -> list[psutil.Process]:
     """The launched process and all below it, and the ranks that srun has started here, which are not below it."""
     found = {process.pid: process for process in _tree(pid)}
-    started = [record for record in read_records(run_dir / LEDGER) if record.get("event") == "started"]
+    started = [event for event in read_events(run_dir) if event["event"] == "started"]
     if started and started[-1].get("host") == socket.gethostname() and started[-1]["pid"] not in found:
         with contextlib.suppress(psutil.Error):
             parent = psutil.Process(started[-1]["pid"]).parent()  # SLURM's daemon of the step

@@ -18,7 +18,7 @@ from core.data.shar.shards import Shar
 from core.data.shar.shares import check_same, check_shares
 from core.data.stream import LoaderConfig, Step, load
 from core.distributed import Ranks
-from core.rundir.files import link_from_environment
+from core.rundir.environment import link_from_environment
 from core.samplers.admission import Source, admit
 from core.samplers.plan import PlanConfig, check_dp_size
 from core.seeding import key64

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from core.models.hubert.config import HubertEncoderConfig
 from core.models.hubert.model import Hubert, HubertPretraining
-from core.rundir.files import write_json
+from core.rundir.whole_files import write_json
 from core.unpickling import check_torch_file
 
 Style = Literal["torchaudio", "huggingface", "fairseq"]

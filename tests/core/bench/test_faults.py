@@ -24,7 +24,8 @@ from core.bench.manifest import (
 )
 from core.bench.summary import summarize
 from core.bench.telemetry.processes import members
-from core.rundir.files import METRICS, read_json, read_records
+from core.rundir.checkpoints import METRICS
+from core.rundir.whole_files import read_json, read_records
 
 ROOT = Path(__file__).resolve().parents[3]
 GOOD = {"overrides": ["stub.step_s=0.01"]}

@@ -13,7 +13,7 @@ from core.bench.manifest import latest_rows, read_table
 from core.bench.settings import LeakConfig
 from core.bench.telemetry.leaks import diagnose
 from core.config.load import load
-from core.rundir.files import read_json, write_json
+from core.rundir.whole_files import read_json, write_json
 from recipes.csa_stage1.assembly import Config
 from tests.core.bench.test_tables import ETA_COLUMNS, GPU_COLUMNS, HOST_COLUMNS, MANIFEST_COLUMNS, TIMING_COLUMNS
 from tests.recipes import csa_runs

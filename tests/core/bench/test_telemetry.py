@@ -22,7 +22,8 @@ from core.bench.telemetry.recorder import (
     HostSampler,
     num_rows,
 )
-from core.rundir.files import METRICS, append_record
+from core.rundir.checkpoints import METRICS
+from core.rundir.whole_files import append_record
 
 SMI = """\
 #!/bin/bash

@@ -12,7 +12,7 @@ import pytest
 
 from core.background import in_background
 from core.checkpoint.store import CheckpointError
-from core.rundir.files import ExitCode
+from core.rundir.exit_codes import ExitCode
 from tests.core.checkpoint.checkpoints import (
     TinyEngine,
     flip,

@@ -11,7 +11,8 @@ import pytest
 from core.checkpoint.retention import check_metrics
 from core.checkpoint.store import BestConfig, StorageError
 from core.rundir.checkpoints import METRICS
-from core.rundir.files import LINEAGE, read_json
+from core.rundir.files import LINEAGE
+from core.rundir.whole_files import read_json
 from tests.core.checkpoint.checkpoints import TinyEngine, names, restored, save_steps, store
 
 

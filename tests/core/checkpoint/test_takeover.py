@@ -9,9 +9,10 @@ import pytest
 
 from core.checkpoint.store import CheckpointError, CheckpointStore
 from core.rundir import checkpoints as files
-from core.rundir.files import CHECKPOINTS, LEASE, LINEAGE, write_json
+from core.rundir.files import CHECKPOINTS, LEASE, LINEAGE
 from core.rundir.lease import Lease
 from core.rundir.ledger import newest_step
+from core.rundir.whole_files import write_json
 from tests.core.checkpoint.checkpoints import (
     TinyEngine,
     complete_steps,

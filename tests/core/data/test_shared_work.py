@@ -16,7 +16,7 @@ import pytest
 from core.data import shared_work
 from core.data.shared_work import Claims, Piece, SharedWork
 from core.distributed import Ranks, init
-from core.rundir.files import append_record, read_records
+from core.rundir.whole_files import append_record, read_records
 from tests.ranks import run_on_ranks
 
 ALONE = init(device="cpu")

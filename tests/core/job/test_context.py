@@ -9,8 +9,10 @@ import torch
 import yaml
 
 from core.distributed import Ranks
-from core.job.context import MAX_STATUS_LINES, git_state, is_secret, scrubbed_argv, write_run_context
-from core.rundir.files import read_json, record_link
+from core.job.context import is_secret, scrubbed_argv, write_run_context
+from core.rundir.ledger import record_link
+from core.rundir.repository import MAX_STATUS_LINES, git_state
+from core.rundir.whole_files import read_json
 
 RANKS = Ranks(0, 0, 2, dp_rank=0, dp_size=2, tp_rank=0, tp_size=1, device=torch.device("cpu"))
 SECRET = "s3cr3t-0123456789abcdef"

@@ -11,16 +11,9 @@ import pytest
 
 from core.job.run import Outcome, Run, run_job
 from core.job.settings import JobConfig, RunConfig
-from core.rundir.files import (
-    CONFIG,
-    LEASE,
-    LEDGER,
-    STOP,
-    ExitCode,
-    read_json,
-    read_records,
-    write_json,
-)
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import CONFIG, LEASE, LEDGER, STOP
+from core.rundir.whole_files import read_json, read_records, write_json
 from tests.ranks import free_port
 
 

@@ -12,7 +12,7 @@ import pytest
 from core.job.errors import DataError
 from core.job.rank_files import RankFile, RankState
 from core.job.watchdog import Watchdog, WatchdogConfig, describe_hang
-from core.rundir.files import ExitCode
+from core.rundir.exit_codes import ExitCode
 from core.timing.phases import Phases
 
 

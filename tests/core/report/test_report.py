@@ -10,7 +10,9 @@ import pytest
 from core.report.picture import curve, draw, thinned
 from core.report.report import write_report
 from core.rundir import files as runfiles
+from core.rundir.ledger import record_link
 from core.rundir.metrics_log import MetricsLog, read_metrics
+from core.rundir.whole_files import append_record, write_json
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -21,8 +23,8 @@ def run(tmp_path: Path) -> Path:
     run = tmp_path / "demo"
     run.mkdir()
     for link, first, last in ((0, 0, 60), (1, 50, 100)):
-        runfiles.record_link(run, event="submitted", link=link, job_id=f"{700 + link}", seed=4_000_000 + link)
-        runfiles.record_link(run, event="started", link=link, host=f"node{link}", token=link + 1, step=first)
+        record_link(run, event="submitted", link=link, job_id=f"{700 + link}", seed=4_000_000 + link)
+        record_link(run, event="started", link=link, host=f"node{link}", token=link + 1, step=first)
         log = MetricsLog(run, token=link + 1, link=link)
         log.start(first)
         for step in range(first + 10, last + 1, 10):
@@ -31,11 +33,11 @@ def run(tmp_path: Path) -> Path:
             )
         log.write({"valid_loss": 1.5, "valid_wer": 0.5, "valid_cer": 0.25}, phase="valid", step=last)
         prediction = {"step": last, "sample_id": "a<b>", "reference": "one two three", "hypothesis": "one too"}
-        runfiles.append_record(run / "predictions.jsonl", prediction)
-    runfiles.record_link(run, event="ended", link=0, exit_code=75, reason="deadline", step=50, train_s=3600.0)
+        append_record(run / "predictions.jsonl", prediction)
+    record_link(run, event="ended", link=0, exit_code=75, reason="deadline", step=50, train_s=3600.0)
     for token in (1, 2):  # link 1 met it at a step that link 2 did again
-        runfiles.append_record(run / runfiles.BAD_SAMPLES, {"sample_id": "x", "step": 55, "token": token})
-    runfiles.write_json(run / runfiles.SCORES, {"test_wer": 0.3512, "test_words": 512, "test_ngram_wer": None})
+        append_record(run / runfiles.BAD_SAMPLES, {"sample_id": "x", "step": 55, "token": token})
+    write_json(run / runfiles.SCORES, {"test_wer": 0.3512, "test_words": 512, "test_ngram_wer": None})
     (run / runfiles.CONFIG).write_text("steps: 100  # </pre><script>alert(1)</script>\n")
     return run
 

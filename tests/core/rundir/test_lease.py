@@ -6,10 +6,12 @@ import socket
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from core.rundir.files import LEASE, ExitCode
-from core.rundir.lease import STALE_S, Lease, LeaseHeld
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import LEASE
+from core.rundir.lease import STALE_S, Lease, LeaseHeld, find_holder
 
 
 def write_holder(folder: Path, **facts: object) -> None:
@@ -37,6 +39,18 @@ def test_holder_whose_process_is_gone_is_followed_at_once(tmp_path: Path) -> Non
     lease = Lease(tmp_path, job_id="2")
     assert lease.token == 2
     lease.release()
+
+
+def test_a_process_id_that_was_used_again_holds_nothing(tmp_path: Path) -> None:
+    me = psutil.Process()
+    here = {"host": socket.gethostname(), "pid": me.pid, "heartbeat": time.time()}
+    write_holder(tmp_path, **here, started=me.create_time())
+    holder = find_holder(tmp_path)
+    assert holder is not None and holder["job_id"] == "77"
+    write_holder(tmp_path, **here, started=me.create_time() - 86400)
+    assert find_holder(tmp_path) is None
+    Lease(tmp_path, job_id="5").release()
+    assert find_holder(tmp_path) is None, "released"
 
 
 def test_other_host_counts_as_alive_while_its_heart_beats(tmp_path: Path) -> None:

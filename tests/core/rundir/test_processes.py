@@ -2,12 +2,15 @@
 
 import multiprocessing
 import os
+import socket
+import subprocess
 import time
 
 import psutil
 import torch
 
-from core.rundir.processes import PeakMemory, find_process, memory_gib
+from core.rundir.processes import PeakMemory, find_process, find_writer, memory_gib, session_members
+from core.rundir.whole_files import now
 
 
 def _hold(ready: object, end: object) -> None:
@@ -48,3 +51,20 @@ def test_a_process_is_found_by_number_and_start() -> None:
     assert find_process(child, started=started) is None, "a zombie is dead"
     os.waitpid(child, 0)
     assert find_process(child, started=started) is None
+
+
+def test_the_writer_of_an_event_had_begun_before_it_wrote() -> None:
+    event = {"host": socket.gethostname(), "pid": os.getpid(), "time": now()}
+    found = find_writer(event)
+    assert found is not None and found.pid == os.getpid()
+    assert find_writer({**event, "time": "2026-01-01T00:00:00Z"}) is None, "the number was used again"
+    assert find_writer({**event, "host": "elsewhere"}) is None
+    assert find_writer({}) is None, "it has told of no start yet"
+
+
+def test_the_members_of_a_session() -> None:
+    with subprocess.Popen(["sleep", "30"], start_new_session=True) as leader:
+        assert session_members(leader.pid) == [leader.pid]
+        leader.kill()
+        os.waitid(os.P_PID, leader.pid, os.WEXITED | os.WNOWAIT)
+        assert session_members(leader.pid) == [], "a zombie is no member"

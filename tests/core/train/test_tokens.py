@@ -22,7 +22,9 @@ from core.losses.output import LossOutput
 from core.optim.optim import OptimConfig
 from core.parallel.engine import build_engine
 from core.report.loggers import LoggerConfig
-from core.rundir.files import METRICS, ExitCode, read_records
+from core.rundir.checkpoints import METRICS
+from core.rundir.exit_codes import ExitCode
+from core.rundir.whole_files import read_records
 from core.samplers.plan import Draw, Plan, Source
 from core.samplers.settings import PlanConfig, TokenPlanConfig
 from core.seeding import generator, seed_everything

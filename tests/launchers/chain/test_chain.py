@@ -7,10 +7,13 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
-from core.rundir.files import DONE, FAILED, STOP, read_records
-from core.rundir.ledger import is_alive, read_links
+from core.rundir.files import DONE, FAILED, LEASE, STOP
+from core.rundir.ledger import read_links
+from core.rundir.processes import find_writer
+from core.rundir.whole_files import read_records, write_json
 from launchers.chain.seeds import link_seed
 from tests.launchers.conftest import Launcher, launcher_command, write_sub
 
@@ -121,7 +124,7 @@ def test_ctrl_c_lets_the_link_save(runs: Path, sub: Path) -> None:
     assert link.exit_code == 75
     assert (runs / "fake" / "checkpoints" / f"step_{link.step:08d}" / "COMPLETE").exists()
     assert f"can go on from step {link.step} with: ./launch.sh -n 1 --run fake" in output
-    assert not is_alive(link.started["pid"])
+    assert find_writer(link.started) is None
 
 
 def test_a_third_ctrl_c_kills(runs: Path, tmp_path: Path) -> None:
@@ -165,9 +168,9 @@ def test_cancel_saves_and_extend_lifts_it(launcher: Launcher, runs: Path, sub: P
     chain = start("-n3", sub, "fake.step_s=0.1", "fake.steps_per_link=1000", "fake.total=2000")
     ledger = runs / "fake" / "chain.jsonl"
     wait_for(lambda: ledger.exists() and "started" in ledger.read_text(), what="the first link")
-    pid = read_links(runs / "fake")[0].started["pid"]
-    lease = {"host": os.uname().nodename, "pid": pid, "heartbeat": time.time(), "token": 1, "job_id": "x"}
-    (runs / "fake" / "lease.json").write_text(json.dumps(lease))
+    process = psutil.Process(read_links(runs / "fake")[0].started["pid"])
+    lease = {"host": os.uname().nodename, "pid": process.pid, "started": process.create_time()}
+    write_json(runs / "fake" / LEASE, {**lease, "heartbeat": time.time(), "token": 1, "job_id": "x"})
     assert json.loads(launcher("status", "fake", "--json").stdout)["state"] == "running"
     cancelled = launcher("cancel", "fake")
     assert "it saves and stops" in cancelled.stdout

@@ -1,14 +1,18 @@
 """What the first link of a launch waits for, and two launches of one run at the same time."""
 
 import json
+import socket
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from core.rundir.files import LEASE
 from core.rundir.ledger import read_links
-from launchers.chain.chain import alone
+from core.rundir.whole_files import read_json, write_json
+from launchers.chain.chain import lock_run
 from tests.launchers.conftest import FakeCluster, Launcher, launcher_command
 
 
@@ -51,6 +55,21 @@ def test_after_another_job_than_the_one_at_work_is_refused(
     assert waits_for(runs / "fake", 1) == "afterany:71"
 
 
+@pytest.mark.parametrize("is_reused", [True, False])
+def test_a_holder_on_this_machine_is_a_process_and_its_start(
+    cluster: FakeCluster, launcher: Launcher, runs: Path, sub: Path, is_reused: bool
+) -> None:
+    """A process was killed a day ago, and the system has given its number to another."""
+    hold(runs / "fake", "71")
+    me = psutil.Process()
+    started = me.create_time() - 86400 if is_reused else me.create_time()
+    lease = {**read_json(runs / "fake" / LEASE), "host": socket.gethostname(), "pid": me.pid, "started": started}
+    write_json(runs / "fake" / LEASE, lease)
+    answer = launcher("--dry-run", sub)
+    assert answer.returncode == (0 if is_reused else 92)
+    assert ("in use by job 71" in answer.stderr) == (not is_reused)
+
+
 def test_two_launches_at_the_same_time_do_not_start_side_by_side(
     cluster: FakeCluster, launcher: Launcher, runs: Path, sub: Path
 ) -> None:
@@ -64,7 +83,7 @@ def test_two_launches_at_the_same_time_do_not_start_side_by_side(
 
 
 def test_a_launcher_at_work_keeps_others_out(cluster: FakeCluster, launcher: Launcher, runs: Path, sub: Path) -> None:
-    with alone(runs / "fake"):
+    with lock_run(runs / "fake"):
         refused = launcher("-n2", sub)
     assert refused.returncode == 92
     assert "another launcher is at work on this run" in refused.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core.rundir.files import record_link
+from core.rundir.ledger import record_link
 from launchers.chain import snapshot
 from launchers.chain.snapshot import FOLDER, LOCK, UNUSED_S, take_snapshot
 from tests.launchers.conftest import Launcher

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from launchers.chain.seeds import link_seed
-from launchers.chain.submission import Run, slurm_parameters, submission_text
+from launchers.chain.submission import LaunchedRun, slurm_parameters, submission_text
 from launchers.here.environment import ROOT
 from launchers.slurm.header import Header, read_header
 
@@ -22,7 +22,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 def as_submitted(sub: Path, folder: Path) -> str:
     """Link 3 of a run of `sub`, behind job 41, with @WORDS@ for what differs by machine."""
     code = folder / ".code" / "ab12"
-    run = Run(folder / "my-run", read_header(sub), ["a.b=$(x) y"], seed_base=9, cluster="slurm", code=code)
+    run = LaunchedRun(folder / "my-run", read_header(sub), ["a.b=$(x) y"], seed_base=9, cluster="slurm", code=code)
     text = submission_text(run, 3, after="41")
     text = text.replace(f"\n{shlex.quote(sys.executable)} ", "\n@PYTHON@ ")  # quoted where its path has a space
     words = {sys.executable: "@PYTHON@", str(code): "@CODE@", str(folder): "@RUNS@", str(link_seed(9, 3)): "@SEED@"}
@@ -65,7 +65,7 @@ def test_every_sub_file_states_what_a_chain_needs(sub: Path) -> None:
 
 def test_the_header_wins_and_nothing_else_is_asked_for(tmp_path: Path) -> None:
     header = Header(tmp_path / "x.sub", {"job-name": "x", "ntasks": "16", "output": "mine.out", "exclusive": ""})
-    run = Run(tmp_path / "other", header, [], seed_base="other", cluster="slurm")
+    run = LaunchedRun(tmp_path / "other", header, [], seed_base="other", cluster="slurm")
     lines = {line for line in submission_text(run, 1, after=None).splitlines() if line.startswith("#SBATCH")}
     assert lines == {
         "#SBATCH --exclusive",
@@ -82,9 +82,11 @@ def test_local_links_get_their_ranks_and_gpus(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
     monkeypatch.setenv("BATON_RUNS", str(tmp_path))
     header = Header(tmp_path / "x.sub", {"job-name": "x", "ntasks-per-node": "2", "gpus-per-node": "2"})
-    command = Run(tmp_path / "x", header, ["k=v"], seed_base=1, cluster="local").command(1)
+    command = LaunchedRun(tmp_path / "x", header, ["k=v"], seed_base=1, cluster="local").command(1)
     assert command[:1] == ["env"]
     assert {"BATON_LOCAL_TASKS=2", "CUDA_VISIBLE_DEVICES=4,5", f"BATON_RUNS={tmp_path}"} <= set(command)
     assert command[-4:] == ["bash", str(tmp_path / "x.sub"), "run.name=x", "k=v"]
-    without = Run(tmp_path / "x", Header(tmp_path / "x.sub", {"job-name": "x"}), [], seed_base=1, cluster="local")
+    without = LaunchedRun(
+        tmp_path / "x", Header(tmp_path / "x.sub", {"job-name": "x"}), [], seed_base=1, cluster="local"
+    )
     assert "CUDA_VISIBLE_DEVICES=" in without.command(1), "a job that asks for no GPU sees none, as on SLURM"

@@ -144,8 +144,8 @@ def test_site_settings_are_read_first(clone: Path, tools: Path) -> None:
 FAKE_START = """
 import sys, time
 from pathlib import Path
-from launchers import bootstrap
-from launchers.bootstrap import VENV, PYTHON, MADE_BY_US
+from launchers.here import bootstrap
+from launchers.here.bootstrap import VENV, PYTHON, MADE_BY_US
 
 def make_venv():
     PYTHON.parent.mkdir(parents=True, exist_ok=True)

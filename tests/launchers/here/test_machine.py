@@ -43,8 +43,8 @@ def test_gpus_are_counted_or_taken_from_the_environment(path: Path, monkeypatch:
     write_tool(path / "nvidia-smi", "echo 'GPU 0: NVIDIA H100'; echo 'GPU 1: NVIDIA H100'; echo '  MIG 1g'")
     assert machine.visible_gpus() == ["0", "1"]
     assert machine.has_nvidia_gpu()
-    for wish, gpus in (("3,5", ["3", "5"]), ("", []), ("-1", []), ("GPU-ab12", ["GPU-ab12"])):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", wish)
+    for request, gpus in (("3,5", ["3", "5"]), ("", []), ("-1", []), ("GPU-ab12", ["GPU-ab12"])):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", request)
         assert machine.visible_gpus() == gpus
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launchers.show.attempts import read_attempts
+from core.rundir.ledger import attempts_of, read_events
 from launchers.show.run_facts import facts_of, training_time_ratio
 from tests.launchers.conftest import FakeCluster, Launcher, launcher_command, write_ledger
 
@@ -112,7 +112,7 @@ def test_the_share_of_time_that_went_into_steps_that_count(runs: Path) -> None:
         {"event": "started", "link": 2, "step": 80},  # 20 of link 1's 100 steps are done again
         ended(2, 180, train_s=95.0, wall_s=100.0),
     )
-    attempts = read_attempts(run)
+    attempts = attempts_of(read_events(run))
     assert training_time_ratio(attempts) == pytest.approx((0.8 * 90 + 95) / 200)
     assert training_time_ratio(attempts[1:]) == pytest.approx(0.95)
     assert training_time_ratio([]) is None

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from core.rundir.files import DONE, FAILED, STOP, ExitCode, record_link
-from core.rundir.ledger import read_links
-from launchers.show.attempts import read_attempts
+from core.rundir.exit_codes import ExitCode
+from core.rundir.files import DONE, FAILED, STOP
+from core.rundir.ledger import attempts_of, read_events, read_links, record_link
 from launchers.slurm import link as slurm_link
 from tests.launchers.conftest import FakeCluster, write_ledger
 
@@ -175,7 +175,7 @@ def test_a_refused_second_writer_leaves_the_first_ones_chain_alone(cluster: Fake
 def test_a_job_that_lost_the_run_stops_nothing(cluster: FakeCluster, runs: Path) -> None:
     """Link 1 was cut off, link 2 went on in its place, and only then link 1 notices."""
     run = write_ledger(runs / "run", *FOUR)
-    start = "from core.rundir.files import record_link; from pathlib import Path; run = Path(sys.argv[1])"
+    start = "from core.rundir.ledger import record_link; from pathlib import Path; run = Path(sys.argv[1])"
     events = (
         "record_link(run, event='started', link=1, token=1, step=0, host='n1', pid=1)",
         "record_link(run, event='started', link=2, token=2, step=0, host='n2', pid=1)",
@@ -206,7 +206,7 @@ def test_what_slurm_learned_later_about_a_kill(
     cluster.answers("scontrol", f"echo 'JobId=11 JobName=run JobState={state} Reason=None ExitCode=0:9'")
     work(2, "exit 75", runs=runs)
     assert (read_links(run)[0].exit_code, read_links(run)[0].outcome) == (code, words)
-    attempts = [attempt for attempt in read_attempts(run) if attempt.link == 1]
+    attempts = [attempt for attempt in attempts_of(read_events(run)) if attempt.link == 1]
     assert [attempt.ended["exit_code"] for attempt in attempts] == [code], "one attempt, whatever was said of it"
 
 
@@ -221,7 +221,7 @@ def test_a_full_disk_does_not_keep_the_rest_in_the_queue(
     monkeypatch.setenv("BATON_LINK", "1")
     monkeypatch.setattr(slurm_link, "write_whole", fails)
     monkeypatch.setattr(slurm_link, "record_link", fails)
-    monkeypatch.setattr(slurm_link, "HANDED_ON", ())
+    monkeypatch.setattr(slurm_link, "FORWARDED", ())
     assert slurm_link.main(["run", "bash", "-c", "exit 87"]) == ExitCode.STORAGE
     assert cluster.calls("scancel") == ["--quiet --state=PENDING 12 13 14"]
     assert (run / "chain.jsonl").read_bytes() == before

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from core.rundir.files import LEASE, read_json, write_json
+from core.rundir.files import LEASE
 from core.rundir.lease import STALE_S, Lease, LeaseHeld
+from core.rundir.whole_files import read_json, write_json
 from launchers.slurm import takeover
 from launchers.slurm.takeover import take_over
 from tests.launchers.conftest import FakeCluster

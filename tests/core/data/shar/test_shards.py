@@ -21,7 +21,7 @@ from core.data.shar.stream import SharStream, link_seed
 from core.data.stream import LoaderConfig, Step
 from core.distributed import Ranks
 from core.recognition.asr import AsrConfig
-from core.rundir.files import ENV_LINK_SEED
+from core.rundir.environment import ENV_LINK_SEED
 from core.samplers.plan import PlanConfig
 from manifests import shar as make_shar
 from tests.ranks import run_on_ranks

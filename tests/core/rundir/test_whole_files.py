@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from core.rundir.files import append_record, read_records
+from core.rundir.whole_files import append_record, read_records
 
 
 @pytest.mark.parametrize(

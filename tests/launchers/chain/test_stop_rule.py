@@ -2,12 +2,12 @@
 
 import pytest
 
-from core.rundir.files import ExitCode
-from launchers.chain.verdict import Outcome, reason_to_stop
+from core.rundir.exit_codes import ExitCode
+from launchers.chain.stop_rule import LinkOutcome, reason_to_stop
 
 
-def outcome(link: int, code: int | None, start: int, end: int, last: int | None = None) -> Outcome:
-    return Outcome(link, code, f"words of {link}", resume_from=start, resume_at=end, last_step=last)
+def outcome(link: int, code: int | None, start: int, end: int, last: int | None = None) -> LinkOutcome:
+    return LinkOutcome(link, code, f"words of {link}", resume_from=start, resume_at=end, last_step=last)
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,7 @@ def outcome(link: int, code: int | None, start: int, end: int, last: int | None 
         [outcome(1, 75, 0, 50, 50), outcome(2, 75, 50, 90, 90)],
     ],
 )
-def test_goes_on(outcomes: list[Outcome]) -> None:
+def test_goes_on(outcomes: list[LinkOutcome]) -> None:
     assert reason_to_stop(outcomes) is None
 
 
