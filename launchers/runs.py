@@ -3,10 +3,9 @@
 import difflib
 from pathlib import Path
 
-from core.rundir.checkpoints import METRICS
 from core.rundir.environment import runs_root
 from core.rundir.exit_codes import ExitCode
-from core.rundir.files import LEDGER
+from core.rundir.files import LEDGER, METRICS
 from launchers.slurm.header import NAME
 
 

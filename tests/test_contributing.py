@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from core.rundir.checkpoints import METRICS
 from core.rundir.exit_codes import ExitCode
+from core.rundir.files import METRICS
 from core.rundir.metrics_log import read_metrics
 from launchers.here.environment import ROOT
 from tests.recipes import runs

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.report.train_log import NAMES, hms
-from core.rundir.checkpoints import METRICS
-from core.rundir.files import TRAIN_LOG
+from core.rundir.files import METRICS, TRAIN_LOG
 from core.rundir.metrics_log import read_metrics
 
 TIMING_COLUMNS = (

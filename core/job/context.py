@@ -21,8 +21,7 @@ import torch
 
 from core.config.yaml_source import dump_yaml
 from core.distributed import Ranks
-from core.rundir.checkpoints import METRICS
-from core.rundir.files import CONFIG, RESOLVED_CONFIG, RUN_CONTEXT, TRAIN_LOG
+from core.rundir.files import CONFIG, METRICS, RESOLVED_CONFIG, RUN_CONTEXT, TRAIN_LOG
 from core.rundir.ledger import read_links
 from core.rundir.repository import git_facts, git_state
 from core.rundir.whole_files import read_json, write_json, write_whole

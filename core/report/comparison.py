@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from core.report.picture import curve, thinned, throughput
-from core.rundir.checkpoints import METRICS
+from core.rundir.files import METRICS
 from core.rundir.metrics_log import read_metrics
 
 if TYPE_CHECKING:

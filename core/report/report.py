@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from core.report.picture import draw
-from core.rundir.checkpoints import METRICS
 from core.rundir.exit_codes import EXIT_WORDS, ExitCode
 from core.rundir.files import (
     BAD_SAMPLES,
@@ -21,6 +20,7 @@ from core.rundir.files import (
     CONFIG,
     DONE,
     FAILED,
+    METRICS,
     NEIGHBOURS,
     PICTURE,
     PREDICTIONS,

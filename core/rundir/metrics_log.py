@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from core.rundir.checkpoints import METRICS, is_overtaken, read_lineage
-from core.rundir.files import CHECKPOINTS
+from core.rundir.checkpoints import is_overtaken, read_lineage
+from core.rundir.files import CHECKPOINTS, METRICS
 from core.rundir.ledger import LinkRecord
 from core.rundir.whole_files import append_record, now, parse_records, read_records
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from core.data.sources import open_sources
-from core.rundir.checkpoints import METRICS
+from core.rundir.files import METRICS
 from core.rundir.metrics_log import read_metrics
 from core.samplers.plan import Plan, PlanConfig, Source
 from tests.bench.batching import MAX_DURATION_S, librispeech_like_lengths

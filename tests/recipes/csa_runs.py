@@ -8,7 +8,7 @@ import torch
 
 import recipes.csa_stage1.train as recipe
 from core.data.index import write_manifest
-from core.rundir.checkpoints import METRICS
+from core.rundir.files import METRICS
 from core.rundir.metrics_log import read_metrics
 from recipes.csa_stage1 import score
 from tests.recipes import runs

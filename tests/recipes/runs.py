@@ -20,8 +20,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 import core.job.link
 import recipes.lmu_gigaspeech.train as lmu
 from core.data.index import ManifestIndex, write_manifest
-from core.rundir.checkpoints import METRICS, list_complete
-from core.rundir.files import CHECKPOINTS, SAMPLES
+from core.rundir.checkpoints import list_complete
+from core.rundir.files import CHECKPOINTS, METRICS, SAMPLES
 from core.rundir.metrics_log import read_metrics
 from core.rundir.whole_files import read_records
 from tests.ranks import free_port

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.data.index import ManifestIndex, write_manifest
-from core.rundir.checkpoints import METRICS
 from core.rundir.exit_codes import ExitCode
-from core.rundir.files import LEDGER, SCORES
+from core.rundir.files import LEDGER, METRICS, SCORES
 from core.rundir.metrics_log import read_metrics
 from core.rundir.whole_files import read_json
 from tests.recipes import csa_runs, runs

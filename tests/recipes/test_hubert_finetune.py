@@ -10,9 +10,8 @@ import pytest
 import torch
 import yaml
 
-from core.rundir.checkpoints import METRICS
 from core.rundir.exit_codes import ExitCode
-from core.rundir.files import BAD_SAMPLES, LEDGER, SCORES
+from core.rundir.files import BAD_SAMPLES, LEDGER, METRICS, SCORES
 from core.rundir.whole_files import read_json, read_records
 from recipes.hubert_iter2 import evaluate
 from tests.closeness import assert_close

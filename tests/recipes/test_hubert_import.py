@@ -20,9 +20,9 @@ from core.distributed import init
 from core.models.hubert.model import HubertPretraining
 from core.models.hubert.names import export_state, import_state
 from core.parallel.loss_scale import LossScale, LossScaleConfig
-from core.rundir.checkpoints import METRICS, STATE, list_complete
+from core.rundir.checkpoints import STATE, list_complete
 from core.rundir.exit_codes import ExitCode
-from core.rundir.files import CHECKPOINTS, CONFIG
+from core.rundir.files import CHECKPOINTS, CONFIG, METRICS
 from core.rundir.whole_files import read_json, read_records
 from core.samplers.plan import Plan
 from core.units.labelled_speech import LabelledSpeech

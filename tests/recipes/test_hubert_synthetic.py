@@ -9,8 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.rundir.checkpoints import METRICS
-from core.rundir.files import SCORES
+from core.rundir.files import METRICS, SCORES
 from core.rundir.whole_files import read_json, read_records
 from tests.recipes import hubert_runs
 from tests.recipes.synthetic_speech import random_grammar, write_speech

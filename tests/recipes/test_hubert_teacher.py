@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from core.models.hubert.names import Style
-from core.rundir.checkpoints import METRICS, list_complete
+from core.rundir.checkpoints import list_complete
 from core.rundir.exit_codes import ExitCode
-from core.rundir.files import CHECKPOINTS, DONE, SCORES
+from core.rundir.files import CHECKPOINTS, DONE, METRICS, SCORES
 from core.rundir.whole_files import read_json, read_records
 from core.train import trained
 from core.train.trained import load_trained

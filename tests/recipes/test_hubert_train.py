@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.data.index import write_manifest
-from core.rundir.checkpoints import METRICS, list_complete
+from core.rundir.checkpoints import list_complete
 from core.rundir.exit_codes import ExitCode
-from core.rundir.files import CHECKPOINTS, CLUSTERS, LEDGER, REPORT, SCORES
+from core.rundir.files import CHECKPOINTS, CLUSTERS, LEDGER, METRICS, REPORT, SCORES
 from core.rundir.whole_files import read_json, read_records
 from core.units.label_store import LabelStore
 from tests.recipes import hubert_runs, runs

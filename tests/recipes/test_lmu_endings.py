@@ -17,9 +17,9 @@ import torch
 import core.data.dataset
 import recipes.lmu_gigaspeech.train as recipe
 from core.losses.output import LossOutput
-from core.rundir.checkpoints import METRICS, list_complete
+from core.rundir.checkpoints import list_complete
 from core.rundir.exit_codes import ExitCode
-from core.rundir.files import CHECKPOINTS, LEDGER, OUT_OF_MEMORY, SKIPPED_UPDATES
+from core.rundir.files import CHECKPOINTS, LEDGER, METRICS, OUT_OF_MEMORY, SKIPPED_UPDATES
 from core.rundir.whole_files import read_records
 from tests.recipes import runs
 from tests.small_disk import small_disk

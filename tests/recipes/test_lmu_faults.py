@@ -9,9 +9,8 @@ import numpy as np
 import soundfile
 from lhotse import MonoCut
 
-from core.rundir.checkpoints import METRICS
 from core.rundir.exit_codes import ExitCode
-from core.rundir.files import BAD_SAMPLES, CHECKPOINTS, LEDGER
+from core.rundir.files import BAD_SAMPLES, CHECKPOINTS, LEDGER, METRICS
 from core.rundir.whole_files import read_records
 from tests.recipes import runs
 

@@ -11,9 +11,8 @@ import pytest
 
 import core.data.dataset
 from core.data.reading import Reading, read_cut
-from core.rundir.checkpoints import METRICS
 from core.rundir.exit_codes import ExitCode
-from core.rundir.files import LEDGER, LOGS
+from core.rundir.files import LEDGER, LOGS, METRICS
 from core.rundir.whole_files import read_json, read_records
 from tests.recipes import runs
 

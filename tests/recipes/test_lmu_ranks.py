@@ -9,9 +9,8 @@ import pytest
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.rundir.checkpoints import METRICS
 from core.rundir.exit_codes import ExitCode
-from core.rundir.files import BAD_SAMPLES, LEDGER, PREDICTIONS, REPORT, SAMPLES, SCORES, TENSORBOARD
+from core.rundir.files import BAD_SAMPLES, LEDGER, METRICS, PREDICTIONS, REPORT, SAMPLES, SCORES, TENSORBOARD
 from core.rundir.whole_files import read_json, read_records
 from tests.recipes import runs
 

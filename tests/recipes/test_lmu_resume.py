@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from core.rundir.checkpoints import METRICS
 from core.rundir.exit_codes import ExitCode
-from core.rundir.files import LEDGER, REPORT, SCORES
+from core.rundir.files import LEDGER, METRICS, REPORT, SCORES
 from core.rundir.whole_files import read_records
 from tests.recipes import runs
 

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from core.rundir.checkpoints import METRICS
 from core.rundir.exit_codes import ExitCode
+from core.rundir.files import METRICS
 from core.rundir.whole_files import read_records
 from tests.recipes import runs
 

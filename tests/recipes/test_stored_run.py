@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from core.rundir.checkpoints import METRICS
 from core.rundir.exit_codes import ExitCode
-from core.rundir.files import LEDGER
+from core.rundir.files import LEDGER, METRICS
 from core.rundir.metrics_log import read_metrics
 from core.rundir.whole_files import read_records
 from tests.recipes import runs

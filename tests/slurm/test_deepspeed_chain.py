@@ -3,9 +3,8 @@
 import shlex
 from pathlib import Path
 
-from core.rundir.checkpoints import METRICS
 from core.rundir.exit_codes import ExitCode
-from core.rundir.files import DONE, SCORES
+from core.rundir.files import DONE, METRICS, SCORES
 from core.rundir.whole_files import read_json, read_records
 from tests.recipes import csa_runs, runs
 from tests.slurm.conftest import Slurm, lacking

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from core.distributed import Ranks
-from core.rundir.checkpoints import COMPLETE, METRICS
+from core.rundir.checkpoints import COMPLETE
 from core.rundir.exit_codes import ExitCode
-from core.rundir.files import CHECKPOINTS, DONE
+from core.rundir.files import CHECKPOINTS, DONE, METRICS
 from core.rundir.whole_files import read_json, read_records
 from launchers.here.environment import ROOT
 from manifests.shar import write_shar

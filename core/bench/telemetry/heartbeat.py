@@ -9,7 +9,7 @@ from typing import Any
 
 from core.bench.settings import WatchConfig
 from core.report.train_log import hms
-from core.rundir.checkpoints import METRICS
+from core.rundir.files import METRICS
 from core.rundir.metrics_log import read_new_records
 from core.rundir.whole_files import now as utc_now
 

@@ -14,8 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from core.rundir.checkpoints import METRICS
-from core.rundir.files import CONFIG, DONE, LEDGER
+from core.rundir.files import CONFIG, DONE, LEDGER, METRICS
 from core.rundir.whole_files import append_record, now
 
 PARTS = ("data_wait", "move", "forward", "backward", "update", "step")

@@ -34,7 +34,7 @@ from core.bench.telemetry.leaks import (
 from core.bench.telemetry.machine import Gpus
 from core.config.load import load, to_yaml
 from core.config.schema import ConfigError
-from core.rundir.checkpoints import METRICS
+from core.rundir.files import METRICS
 from core.rundir.whole_files import append_record, write_json
 
 RECIPES = Path(__file__).resolve().parents[3] / "recipes"

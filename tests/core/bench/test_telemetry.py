@@ -22,7 +22,7 @@ from core.bench.telemetry.recorder import (
     HostSampler,
     num_rows,
 )
-from core.rundir.checkpoints import METRICS
+from core.rundir.files import METRICS
 from core.rundir.whole_files import append_record
 
 SMI = """\

@@ -17,7 +17,7 @@ from core.job.settings import RunConfig
 from core.job.stop import StopConfig, StopSignal
 from core.optim.optim import OptimConfig
 from core.report.loggers import LoggerConfig
-from core.rundir.checkpoints import METRICS
+from core.rundir.files import METRICS
 from core.rundir.metrics_log import read_metrics
 from core.timing.phases import Phases, TimingConfig
 from core.train.progress import Progress

@@ -22,8 +22,8 @@ from core.losses.output import LossOutput
 from core.optim.optim import OptimConfig
 from core.parallel.engine import build_engine
 from core.report.loggers import LoggerConfig
-from core.rundir.checkpoints import METRICS
 from core.rundir.exit_codes import ExitCode
+from core.rundir.files import METRICS
 from core.rundir.whole_files import read_records
 from core.samplers.plan import Draw, Plan, Source
 from core.samplers.settings import PlanConfig, TokenPlanConfig
