@@ -23,8 +23,8 @@ from core.bench.manifest import (
     read_table,
 )
 from core.bench.summary import summarize
-from core.bench.telemetry.processes import members
 from core.rundir.files import METRICS
+from core.rundir.processes import session_members
 from core.rundir.whole_files import read_json, read_records
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -139,7 +139,7 @@ def test_a_crash_a_kill_and_a_hang_are_failures_and_the_rest_is_done(bench: Benc
     }
     assert "something broke" in said and "crashed (a bug)" in rows["crash"]["reason"]
     assert rows["hang"]["stall_alerts"] == "1" and "stall:" in said
-    assert not members(leader(bench.suite / "runs/ab-hang-r1/attempt_1")), "nothing of it is left"
+    assert not session_members(leader(bench.suite / "runs/ab-hang-r1/attempt_1")), "nothing of it is left"
     content = read_json(bench.suite / "summary.json")
     assert content["is_partial"] and content["ranking"] == ["old_like"]
     assert content["runs_by_status"] == {"failed": 2, "stalled": 1, "ok": 1}
@@ -208,9 +208,9 @@ def test_a_bench_that_is_killed_leaves_nothing_behind_when_it_starts_again(bench
     process.kill()
     process.communicate()
     orphan = leader(attempt)
-    assert members(orphan) == [orphan], "it trains on"
+    assert session_members(orphan) == [orphan], "it trains on"
     again = bench.begin()
-    until(lambda: not members(orphan))
+    until(lambda: not session_members(orphan))
     wait.unlink()
     said = again.communicate(timeout=120)[0]
     assert again.returncode == 0 and "was left behind" in said
@@ -231,7 +231,7 @@ def test_a_run_that_finished_while_nobody_watched_counts(bench: Bench) -> None:
     process.kill()
     process.communicate()
     wait.unlink()
-    until(lambda: not psutil.pid_exists(leader(attempt)) or not members(leader(attempt)))
+    until(lambda: not psutil.pid_exists(leader(attempt)) or not session_members(leader(attempt)))
     bench.run()
     assert bench.attempts() == {"ab-old_like-r1": 1, "ab-tuned-r1": 1}
     assert (bench.rows()["old_like"]["status"], bench.rows()["old_like"]["last_step"]) == ("ok", "6")
