@@ -46,7 +46,7 @@ def row_of(config: BenchConfig, run: PlannedRun, attempt: Attempt, gpus: Gpus) -
         **_measured(config, attempt, eta_mode=effective(context, "eta_mode")),
         **_effective(config, settings, context),
         **gpus.facts(),
-        **_git(context, attempt.directory.parents[1]),
+        **_git(context, attempt.directory.parents[2]),
         **_telemetry(attempt),
     }
 
