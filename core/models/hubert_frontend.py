@@ -98,7 +98,7 @@ class MaskedGroupNorm(nn.Module):
 
 
 class _NormalizeChannels(torch.autograd.Function):
-    """y = weight * (x - mean) / sqrt(variance + eps) + bias over the valid frames, in fp32 at least, in few passes of memory.
+    """y = weight * (x - mean) / sqrt(variance + eps) + bias over the valid frames, in few passes; in fp32 at least.
 
     This tensor is the largest of the model: one that is normalized by elementary operations is kept four times.
     """

@@ -12,6 +12,8 @@ from torch import nn
 from core.features import FeatureConfig, FeatureStats, LogMel, mel_filters, num_frames
 from tests.closeness import assert_close
 
+pytestmark = pytest.mark.numerics
+
 RATE = 16000
 PLAIN = FeatureConfig(normalize="none")
 

@@ -12,6 +12,8 @@ from core.mfcc import Convention, Mfcc, differences
 from core.models.hubert_config import HubertConfig
 from tests.closeness import assert_close
 
+pytestmark = pytest.mark.numerics
+
 CONVENTIONS: list[Convention] = ["torchaudio", "kaldi"]
 
 

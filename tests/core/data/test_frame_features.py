@@ -15,6 +15,8 @@ from core.data.index import ManifestIndex, write_manifest
 from core.data.reading import BadSample
 from tests.closeness import assert_close
 
+pytestmark = pytest.mark.numerics
+
 LENGTHS = [9000, 16000, 5200, 40000, 12345]  # samples
 GRID = FrameGrid()
 

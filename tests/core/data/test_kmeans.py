@@ -18,6 +18,8 @@ from core.distributed import Ranks, init
 from tests.closeness import assert_close
 from tests.ranks import run_on_ranks
 
+pytestmark = pytest.mark.numerics
+
 ALONE = init(device="cpu")
 
 

@@ -24,6 +24,8 @@ from core.samplers.plan import Draw, PlanConfig
 from core.text import normalize_transcript
 from tests.closeness import assert_close
 
+pytestmark = pytest.mark.numerics
+
 DEMO = Path(__file__).parents[3] / "manifests" / "demo"
 RATE = 16000
 PLAN = PlanConfig(micro_batches_per_step=2, max_duration_s=24.0, max_cuts=8, constant_cuts=True, max_cut_s=3.0,

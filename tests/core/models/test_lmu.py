@@ -9,6 +9,8 @@ from core.models.lmu import ParallelLMU
 from tests.closeness import assert_close
 from tests.core.models.test_lmu_memory import remember
 
+pytestmark = pytest.mark.numerics
+
 LENGTHS = torch.tensor([40, 23])
 
 

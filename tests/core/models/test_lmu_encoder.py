@@ -15,6 +15,8 @@ from core.models.attention_lmu import AttentionLMUEncoder, AttentionLMUEncoderCo
 from core.models.lmu_encoder import LMUEncoder, LMUEncoderConfig
 from tests.closeness import assert_close
 
+pytestmark = pytest.mark.numerics
+
 Encoder = LMUEncoder | AttentionLMUEncoder
 FEATURES = 12
 MODERN: dict[str, Any] = {
