@@ -14,6 +14,8 @@ from core.rundir.exit_codes import ExitCode
 from tests.core.parallel.toy import SGD, built
 from tests.ranks import run_on_ranks
 
+pytestmark = pytest.mark.numerics
+
 BOTH = [torch.float32, torch.bfloat16]
 
 

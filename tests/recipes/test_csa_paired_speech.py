@@ -24,6 +24,8 @@ from recipes.csa_stage1.paired_speech import PairBatch, PairConfig, text_key
 from recipes.csa_stage1.word_crops import WordCropConfig
 from tests.closeness import assert_close
 
+pytestmark = pytest.mark.numerics
+
 DEMO = Path(__file__).parents[2] / "manifests" / "demo"
 RATE = 16000
 PLAN = PlanConfig(micro_batches_per_step=2, max_duration_s=24.0, max_cuts=8, constant_cuts=True, max_cut_s=3.0,

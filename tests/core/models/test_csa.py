@@ -19,6 +19,8 @@ from core.optim.parameters import FreezeConfig, freeze
 from tests.closeness import assert_close
 from tests.core.models.hugging_face import directory_of
 
+pytestmark = pytest.mark.numerics
+
 AUDIO, NUM_SAMPLES = torch.randn(3, 8000, generator=torch.Generator().manual_seed(0)), torch.tensor([8000, 5000, 900])
 TOKENS, NUM_TOKENS = torch.tensor([[5, 6, 7, 8], [9, 5, 0, 0], [6, 0, 0, 0]]), torch.tensor([4, 2, 1])
 OWN_TEXT = OwnTextConfig(dim=24, num_layers=1, num_heads=2, ffn_dim=32)

@@ -8,6 +8,8 @@ from core.models.ctc import CTCHeadConfig, CTCModel
 from core.models.lmu.encoder import LMUEncoder, LMUEncoderConfig
 from tests.closeness import assert_close
 
+pytestmark = pytest.mark.numerics
+
 
 def tiny_model(*, causal: bool = False, head: CTCHeadConfig | None = None, num_blocks: int = 1) -> CTCModel:
     torch.manual_seed(0)

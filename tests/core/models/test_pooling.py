@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from core.models.pooling import AttFlat, PoolingConfig, build_pooling
 from tests.closeness import assert_close
 
+pytestmark = pytest.mark.numerics
+
 
 class Predecessor(nn.Module):
     """CSRef 2.0's AttFlat from its description: -1e4 where padded, softmax over time, a chunk of channels a glimpse."""

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from core.models.subsampling import ConvSubsampling, DepthwiseConv, valid_frames
 from tests.closeness import assert_close
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("kind, kernel", [("conv1d", 5), ("conv2d", 3)])

@@ -6,6 +6,8 @@ import torch
 from core.models.text_encoder import OwnTextConfig, TextEncoder
 from tests.closeness import assert_close
 
+pytestmark = pytest.mark.numerics
+
 
 def encoder() -> TextEncoder:
     torch.manual_seed(0)

@@ -126,6 +126,7 @@ def test_a_step_that_is_discarded_leaves_no_trace(strategy: str) -> None:
         assert all(torch.equal(value, undisturbed[name]) for name, value in parameters.items())
 
 
+@pytest.mark.numerics
 @every_strategy
 def test_bf16_is_close_and_keeps_fp32_parameters_and_states(strategy: str, tmp_path: Path) -> None:
     def train(ranks: Ranks) -> History:

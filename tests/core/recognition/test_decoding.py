@@ -14,6 +14,8 @@ from core.recognition.fusion import FusionConfig, build_scorer
 from core.recognition.scorers import Scorer
 from core.text.vocabulary import CharacterVocabulary
 
+pytestmark = pytest.mark.numerics
+
 VOCABULARY = CharacterVocabulary([" ", "a", "b"])
 WIDE = BeamConfig(beam_size=500, symbols_per_frame=99, score_range=1e9, num_best=500)
 

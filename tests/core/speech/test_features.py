@@ -12,6 +12,8 @@ from torch import nn
 from core.speech.features import FeatureConfig, FeatureStats, LogMel, mel_filters, num_frames
 from tests.closeness import assert_close
 
+pytestmark = pytest.mark.numerics
+
 RATE = 16000
 PLAIN = FeatureConfig(normalize="none")
 
@@ -116,7 +118,7 @@ def test_what_follows_an_utterance_changes_nothing(config: FeatureConfig, paddin
     features, counts = LogMel(config)(batch, torch.tensor(lengths))
     for row, length in enumerate(lengths):
         alone = _one(config, _audio(length, seed=row))
-        assert_close(features[row, : counts[row]], alone, rel=2e-5)
+        assert_close(features[row, : counts[row]], alone, rel=2e-6 if config is PLAIN else 1e-4)  # over a small std
         assert (features[row, counts[row] :] == 0).all()
 
 

@@ -23,6 +23,8 @@ from tests import closeness
 from tests.core.parallel.training import whole
 from tests.ranks import run_on_ranks
 
+pytestmark = pytest.mark.numerics
+
 SGD = OptimConfig(name="sgd", lr=1.0)  # an update is minus the gradient
 PAIRS = 8
 SETUPS = [(1, "ddp"), (2, "ddp"), (4, "ddp"), (2, "fsdp2")]

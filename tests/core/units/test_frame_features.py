@@ -15,6 +15,8 @@ from core.units.frame_features import HiddenFeatures, MfccFeatures, extract, smo
 from core.units.frame_labels import FrameGrid
 from tests.closeness import assert_close
 
+pytestmark = pytest.mark.numerics
+
 LENGTHS = [9000, 16000, 5200, 40000, 12345]  # samples
 GRID = FrameGrid()
 

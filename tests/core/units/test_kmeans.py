@@ -18,6 +18,8 @@ from core.units.kmeans import Codebook, Fit, FrameArray, KMeansConfig, fit_kmean
 from tests.closeness import assert_close
 from tests.ranks import run_on_ranks
 
+pytestmark = pytest.mark.numerics
+
 ALONE = init(device="cpu")
 
 

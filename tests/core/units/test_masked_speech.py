@@ -32,6 +32,8 @@ from core.units.masked_speech import CropConfig, MaskedBatch, MaskedSpeech
 from recipes.hubert_iter1.assembly import Config
 from tests.closeness import assert_close
 
+pytestmark = pytest.mark.numerics
+
 DEMO = Path(__file__).parents[3] / "manifests" / "demo"
 TINY_YAML = Path(__file__).parents[3] / "recipes" / "hubert_iter1" / "tiny.yaml"
 TINY = HubertConfig(

@@ -12,6 +12,8 @@ from core.models.hubert.config import HubertConfig
 from core.units.mfcc import Convention, Mfcc, differences
 from tests.closeness import assert_close
 
+pytestmark = pytest.mark.numerics
+
 CONVENTIONS: list[Convention] = ["torchaudio", "kaldi"]
 
 

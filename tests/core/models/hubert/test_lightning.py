@@ -17,6 +17,8 @@ from core.optim.parameters import DecayConfig
 from tests.closeness import assert_close
 from tests.core.models.hubert.test_model import rival_of, seeded, small_config
 
+pytestmark = pytest.mark.numerics
+
 NUM_UPDATES = 3
 
 

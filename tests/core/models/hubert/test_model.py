@@ -23,6 +23,8 @@ from core.seeding import seed_everything
 from tests.closeness import assert_close
 from tests.ranks import run_on_ranks
 
+pytestmark = pytest.mark.numerics
+
 SMALL_CONVS = [[16, 10, 5], [16, 3, 2], [16, 3, 2], [16, 3, 2], [16, 3, 2], [16, 2, 2], [16, 2, 2]]
 
 

@@ -23,6 +23,8 @@ from core.models.hubert.names import (
 from tests.closeness import assert_close
 from tests.core.models.hubert.test_model import LARGE_KIND, examples, rival_of, seeded, small_config
 
+pytestmark = pytest.mark.numerics
+
 STYLES: list[Style] = ["torchaudio", "huggingface", "fairseq"]
 KINDS = pytest.mark.parametrize("kind", [{}, LARGE_KIND, {"conv_bias": True}], ids=["base", "large", "biased"])
 

@@ -17,6 +17,8 @@ from core.models.hubert.recognizer import HubertCTC
 from tests.closeness import assert_close
 from tests.core.models.hubert.test_model import LARGE_KIND, examples, rival_of, seeded, small_config
 
+pytestmark = pytest.mark.numerics
+
 KINDS = pytest.mark.parametrize("kind", [{}, LARGE_KIND], ids=["base", "large"])
 TARGETS = torch.tensor([[1, 2, 2, 3], [4, 5, 0, 0], [3, 3, 1, 0]])
 TARGET_LENGTHS = torch.tensor([4, 2, 3])

@@ -15,6 +15,8 @@ from core.models.lmu.attention_encoder import AttentionLMUEncoder, AttentionLMUE
 from core.models.lmu.encoder import LMUEncoder, LMUEncoderConfig
 from tests.closeness import assert_close
 
+pytestmark = pytest.mark.numerics
+
 Encoder = LMUEncoder | AttentionLMUEncoder
 FEATURES = 12
 MODERN: dict[str, Any] = {

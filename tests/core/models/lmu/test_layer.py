@@ -9,6 +9,8 @@ from core.models.lmu.layer import ParallelLMU
 from tests.closeness import assert_close
 from tests.core.models.lmu.test_memory import remember
 
+pytestmark = pytest.mark.numerics
+
 LENGTHS = torch.tensor([40, 23])
 
 

@@ -9,6 +9,8 @@ from core.models.lmu import legendre
 from core.models.lmu.memory import Form, LegendreMemory, cheapest_form, chunk_size, fft_size
 from tests.closeness import assert_close
 
+pytestmark = pytest.mark.numerics
+
 LENGTHS = [1, 7, 64, 257, 1000]
 FORMS: list[Form] = ["fft", "chunked", "recurrent", "auto"]
 

@@ -12,6 +12,8 @@ from core.models.pretrained.speech import PretrainedSpeechConfig, load_speech_en
 from tests.closeness import assert_close
 from tests.core.models.hugging_face import build, directory_of, save
 
+pytestmark = pytest.mark.numerics
+
 WAVES = ["wav2vec2", "wav2vec2-stable", "hubert", "wavlm"]
 SECONDS = 16000
 

@@ -11,6 +11,8 @@ from core.models.pretrained.text import FrozenText, PretrainedText, PretrainedTe
 from tests.closeness import assert_close
 from tests.core.models.hugging_face import build, directory_of
 
+pytestmark = pytest.mark.numerics
+
 KINDS = pytest.mark.parametrize("kind", ["bert", "roberta"])
 TOKENS, LENGTHS = torch.tensor([[2, 7, 8, 9, 3], [2, 6, 3, 1, 1]]), torch.tensor([5, 3])
 
