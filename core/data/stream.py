@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from core.config.schema import section
 from core.distributed import Ranks
-from core.samplers.plan import Draw, EvaluationPlan, Plan, Position, check_dp_size, rank_micro_batches
+from core.samplers.evaluation import EvaluationPlan
+from core.samplers.plan import Draw, Plan, Position, check_dp_size, rank_micro_batches
 from core.signals import ignore_stop_signals
 
 logger = logging.getLogger(__name__)

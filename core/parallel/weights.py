@@ -1,32 +1,38 @@
 """Weights and optimizer states on disk, by torch's distributed checkpoint (DCP).
 
 Written in the background while training goes on, by every rank its own share; read back at any number of ranks.
-Only tensors are stored, under the names of `named_tensors`.
+Only tensors are stored, under the names of `names`. Nothing is read but what was checked.
 """
 
+import io
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from core.background import in_background
-from core.parallel.dcp_files import CheckedReader, HostWriter, first_failure, read_metadata
 from core.parallel.flat_shard import FlatShard, LoadPlanner, SavePlanner
 from core.parallel.names import model_tensors, optimizer_targets, restore_numbers, share_of_rank
+from core.unpickling import check_tree, load_pickle
 
 NUM_NAMED = 5  # keys that an error names
 
 Named = Mapping[str, Tensor | FlatShard]
 Saved = Mapping[str, TensorStorageMetadata]  # what a checkpoint holds, by name
+WRITE_BUFFER_BYTES = 1 << 20
+
 
 # DCP warns of what `group=None` asks for.
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
@@ -151,3 +157,75 @@ def _gather(item: Any, group: dist.ProcessGroup | None) -> list[Any]:
     items: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(items, item, group=group)
     return items
+
+
+def read_metadata(directory: Path) -> Metadata:
+    """Read DCP's table of contents after checks that keep its reader from running code or leaving the directory."""
+    files = {path.name for path in check_tree(directory)}
+    metadata = load_pickle(directory / ".metadata")
+    if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
+        raise ValueError(f"{directory / '.metadata'} is not the table of contents of a checkpoint")
+    for name, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            raise ValueError(f"{directory}: {name} is a {type(entry).__name__}, not a tensor")
+    for name in {place.relative_path for place in metadata.storage_data.values()}:
+        if name not in files:
+            raise ValueError(f"{directory} lacks {name}")
+    return metadata
+
+
+class CheckedReader(FileSystemReader):
+    """DCP's reader, which takes the table of contents that was checked instead of opening the file itself."""
+
+    def __init__(self, directory: Path, metadata: Metadata) -> None:
+        super().__init__(directory)
+        self._metadata = metadata
+
+    def read_metadata(self) -> Metadata:
+        self._metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return self._metadata
+
+
+class HostWriter(FileSystemWriter):
+    """DCP's writer for tensors in host memory: its look-ahead would open a CUDA context on GPU 0 for every rank."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory, per_thread_copy_ahead=0)
+        self.fs = _FileSystem()
+
+
+@contextmanager
+def first_failure() -> Iterator[None]:
+    """Raise the first of DCP's failures by rank, whose collection is no Exception."""
+    try:
+        yield
+    except CheckpointException as error:
+        rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
+        cause.add_note(f"on rank {rank}")
+        raise cause from error
+
+
+class _FileSystem(FileSystem):
+    """A file system that lets the OSError of a full disk through, which torch's zip writer would hide."""
+
+    @contextmanager
+    def create_stream(self, path: Any, mode: str) -> Iterator[io.IOBase]:
+        with _RawFile(path, mode) as raw:
+            try:
+                with io.BufferedWriter(raw, buffer_size=WRITE_BUFFER_BYTES) as stream:
+                    yield stream
+            except Exception as error:
+                raise (raw.failure or error) from None
+
+
+class _RawFile(io.FileIO):
+    """A file that remembers why a write failed."""
+
+    failure: OSError | None = None
+
+    def write(self, content: Any) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            self.failure = error
+            raise

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from core.config.schema import section
-from core.recognition.ngram import BEGIN, END, UNKNOWN, NGram
-from core.recognition.ngram_estimation import estimate_ngram
+from core.recognition.ngram import BEGIN, END, UNKNOWN, NGram, estimate_ngram
 from core.recognition.scorers import CharacterScorer, Scorer, WordScorer
 from core.text.vocabulary import CharacterVocabulary
 

@@ -20,14 +20,13 @@ import numpy as np
 
 from core.samplers.admission import Source, admit
 from core.samplers.blend import Blend, Draw, Draws
-from core.samplers.evaluation import EvaluationPlan
 from core.samplers.rules import Chunk, Rules, divisors
 from core.samplers.settings import PlanConfig
 from core.samplers.statistics import PlanStatistics
 from core.seeding import key64
 
 __all__ = [
-    "Draw", "EvaluationPlan", "Plan", "PlanConfig", "PlannedStep", "Position", "Source", "check_dp_size",
+    "Draw", "Plan", "PlanConfig", "PlannedStep", "Position", "Source", "check_dp_size",
     "rank_micro_batches",
 ]  # fmt: skip
 

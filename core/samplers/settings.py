@@ -8,9 +8,8 @@ from pydantic import Field
 
 from core.config.schema import section
 from core.samplers.admission import Admitted
-from core.samplers.bucketing import Bucketing, BucketingConfig
+from core.samplers.bucketing import Bucketing, BucketingConfig, ConstantBucketing
 from core.samplers.budget import Budget, BudgetKeys, ShapedBudget, Shapes
-from core.samplers.constant import ConstantBucketing
 
 _SPEECH = BudgetKeys("max_duration_s", "max_cuts", "min_cut_s", "max_cut_s", "cut")
 _TOKENS = BudgetKeys("max_tokens", "max_sequences", "min_length", "max_length", "sequence")

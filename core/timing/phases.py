@@ -15,6 +15,7 @@
 All ranks go through the same phases in the same order, so that the number of phases entered tells who is behind.
 """
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,7 @@ ON_DEVICE = ("forward", "backward", "reduce", "update")
 BETWEEN_STEPS = ("save", "validate", "outside")  # phases that belong to no step
 WARM_STEPS = 3  # the first steps of a process compile, allocate and fill queues
 Mark = tuple[str, Any]  # a phase, and the event with which the device began it
+logger = logging.getLogger(__name__)
 
 
 class CurrentPhase(NamedTuple):
@@ -217,3 +219,26 @@ def _event() -> Any:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
     return event
+
+
+class Straggler:
+    """The ranks' own times compared on rank 0, not counting what each waited for others."""
+
+    def __init__(self, *, warn_ratio: float) -> None:
+        self._warn_ratio = warn_ratio
+        self._known: int | None = None
+
+    def observe(self, own_s: Sequence[float], *, hosts: Sequence[str]) -> dict[str, float | None]:
+        """Return `straggler_ratio` (slowest / mean, 1 is best) and `straggler_rank` since the last record."""
+        if len(own_s) < 2 or not sum(own_s):
+            return {}
+        rank = max(range(len(own_s)), key=lambda place: own_s[place])
+        ratio = own_s[rank] * len(own_s) / sum(own_s)
+        if ratio <= self._warn_ratio:
+            self._known = None
+        elif rank != self._known:
+            self._known = rank
+            logger.warning(
+                "rank %d on %s holds the others up: it takes %.2f x the mean of all ranks", rank, hosts[rank], ratio
+            )
+        return {"straggler_ratio": ratio, "straggler_rank": rank}

@@ -38,8 +38,8 @@ from core.rundir.exit_codes import ExitCode
 from core.rundir.files import CHECKPOINTS, CONFIG
 from core.rundir.whole_files import write_whole
 from core.timing.phases import Phases
-from core.train.config import TrainingConfig
 from core.train.progress import Progress
+from core.train.settings import TrainingConfig
 
 # Fill an optimizer, and the model that it belongs to, on the CPU; return how many updates they have had, or raise
 # ValueError.

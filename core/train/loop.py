@@ -26,12 +26,12 @@ from core.rundir.whole_files import append_record
 from core.seeding import seed_everything
 from core.timing.phases import StepTimes
 from core.train import out_of_memory
-from core.train.config import TrainingRun
 from core.train.evaluate import evaluation_mode
 from core.train.metrics import MetricSums, step_metrics
 from core.train.progress import Progress
 from core.train.protocols import Data, Step
 from core.train.reporter import Reporter
+from core.train.settings import TrainingRun
 from core.train.skipped_updates import Verdict
 
 logger = logging.getLogger(__name__)

@@ -19,10 +19,10 @@ from core.rundir.files import PROFILE, TRAIN_LOG
 from core.rundir.metrics_log import MetricsLog, step_line
 from core.rundir.processes import PeakMemory
 from core.timing.eta import Eta
-from core.timing.straggler import Straggler
-from core.train.config import TrainingRun
+from core.timing.phases import Straggler
 from core.train.metrics import merged_names, ratios
 from core.train.progress import Progress
+from core.train.settings import TrainingRun
 
 logger = logging.getLogger(__name__)
 

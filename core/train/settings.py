@@ -1,13 +1,21 @@
-"""How long a run trains, and what the loop does on the way."""
+"""The configuration of training: how long, what the loop does on the way, and the sections that all recipes have."""
 
 from dataclasses import field
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from core.config.schema import section
+from core.checkpoint.store import CheckpointConfig
+from core.config.schema import ConfigError, section, unequal_keys
+from core.data.stream import LoaderConfig
+from core.job.run import Run
+from core.job.settings import JobConfig
 from core.job.stop import EarlyStopConfig
 from core.job.watchdog import WatchdogConfig
+from core.optim.optim import OptimConfig
+from core.parallel.settings import ParallelConfig
+from core.report.loggers import LoggerConfig
+from core.samplers.bucketing import BucketingConfig
 from core.timing.phases import TimingConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -36,3 +44,47 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.early_stop is not None and self.validate_every_steps is None:
             raise ValueError("early_stop needs validate_every_steps: set it, or remove early_stop")
+
+
+@section
+class TrainingConfig(JobConfig):
+    """The base of a recipe's configuration, which adds `data`, `model` and its own, and says which rules `plan` has.
+
+    `EQUAL`: keys that must agree; of each pair one may be left out. `problems` finds what is wrong, to be extended.
+    """
+
+    EQUAL: ClassVar[tuple[tuple[str, str], ...]] = (("optim.schedule.total_steps", "train.max_steps"),)
+
+    plan: BucketingConfig
+    train: TrainConfig
+    optim: OptimConfig
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    loggers: LoggerConfig = field(default_factory=LoggerConfig)
+
+    def __post_init__(self) -> None:
+        if problems := self.problems():
+            raise ConfigError(problems)
+
+    def problems(self) -> list[str]:
+        """Return what contradicts itself, a sentence each."""
+        return unequal_keys(self)
+
+    @property
+    def kept_checkpoints(self) -> CheckpointConfig:
+        """The rules by which checkpoints stay."""
+        return self.checkpoint
+
+    @property
+    def watchdog(self) -> WatchdogConfig:
+        """The time that a rank may be silent."""
+        return self.train.watchdog
+
+    @property
+    def timing(self) -> TimingConfig:
+        """The steps that the speed of a rank is taken of."""
+        return self.train.timing
+
+
+TrainingRun = Run[TrainingConfig]

@@ -28,8 +28,8 @@ from core.samplers.plan import PlanConfig
 from core.seeding import seed_everything
 from core.speech.features import FeatureConfig, FeatureStats
 from core.text.vocabulary import CharacterVocabulary
-from core.train.config import TrainingConfig
 from core.train.loop import Loss
+from core.train.settings import TrainingConfig
 from core.train.trained import PretrainedConfig, TrainedRun, load_weights_of_run
 from recipes.csa_stage1.csa_names import import_predecessor
 from recipes.csa_stage1.paired_corpus import PairedCorpus, PairedCorpusConfig, Split

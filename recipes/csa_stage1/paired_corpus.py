@@ -22,7 +22,8 @@ from core.data.sources import TrainingSource, open_sources
 from core.distributed import Ranks
 from core.recognition.asr_corpus import kept_vocabulary
 from core.samplers.blend import Draws
-from core.samplers.plan import EvaluationPlan, Plan, PlanConfig, Source
+from core.samplers.evaluation import EvaluationPlan
+from core.samplers.plan import Plan, PlanConfig, Source
 from core.text.tokenization import Tokenizer, TokenizerConfig, open_tokenizer
 from core.text.words import words_of
 from recipes.csa_stage1.paired_speech import PairConfig, PairedSpeech, language_of

@@ -10,7 +10,7 @@ from core.losses.masked_prediction import MaskedPredictionConfig
 from core.models.hubert.config import HubertConfig
 from core.models.hubert.model import HubertPretraining
 from core.samplers.settings import ShapedPlanConfig
-from core.train.config import TrainingConfig
+from core.train.settings import TrainingConfig
 from core.train.trained import TrainedRun, weights_hash
 from core.units.frame_features import HiddenFeatures, MfccFeatures, layers_of_run
 from core.units.frame_labels import FrameGrid

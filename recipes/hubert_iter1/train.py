@@ -22,7 +22,8 @@ from core.optim.parameters import describe_parameters, freeze
 from core.parallel.engine import build_engine
 from core.rundir.files import CLUSTERS, SCORES
 from core.rundir.whole_files import write_json
-from core.samplers.plan import EvaluationPlan, Plan
+from core.samplers.evaluation import EvaluationPlan
+from core.samplers.plan import Plan
 from core.seeding import seed_everything
 from core.train.evaluate import evaluate
 from core.train.loop import fit

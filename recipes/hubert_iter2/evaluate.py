@@ -24,7 +24,8 @@ from core.recognition.waveform_asr import WaveformCorpus
 from core.rundir.environment import runs_root
 from core.rundir.files import SCORES, VOCABULARY
 from core.rundir.whole_files import read_json, write_json
-from core.samplers.plan import EvaluationPlan, Source
+from core.samplers.evaluation import EvaluationPlan
+from core.samplers.plan import Source
 from core.train.trained import load_trained
 from recipes.hubert_iter2.finetune_assembly import DEFAULT_CONFIG, Config, build_model
 

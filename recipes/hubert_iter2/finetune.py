@@ -24,7 +24,8 @@ from core.optim.parameters import describe_parameters, freeze
 from core.parallel.engine import build_engine
 from core.recognition.recognize import Predictions, count_errors
 from core.recognition.waveform_asr import WaveformCorpus
-from core.samplers.plan import EvaluationPlan, Plan
+from core.samplers.evaluation import EvaluationPlan
+from core.samplers.plan import Plan
 from core.train.evaluate import evaluate
 from core.train.loop import fit
 from recipes.hubert_iter2.evaluate import recognize_test, write_results

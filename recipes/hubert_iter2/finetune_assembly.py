@@ -12,7 +12,7 @@ from core.recognition.recognize import DecodeConfig
 from core.recognition.waveform_asr import WaveformAsrConfig
 from core.samplers.plan import PlanConfig
 from core.seeding import seed_everything
-from core.train.config import TrainingConfig
+from core.train.settings import TrainingConfig
 from core.train.trained import PretrainedConfig, TrainedRun, load_weights_of_run
 from core.units.masked_speech import CropConfig
 from recipes.hubert_iter2.assembly import RECIPES

@@ -31,7 +31,7 @@ from core.samplers.plan import Plan, PlanConfig
 from core.seeding import seed_everything
 from core.speech.features import FeatureStats
 from core.text.vocabulary import CharacterVocabulary
-from core.train.config import TrainingConfig
+from core.train.settings import TrainingConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "config.yaml"
 

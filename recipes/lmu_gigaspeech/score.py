@@ -22,7 +22,8 @@ from core.recognition.recognize import Scored, recognize, record_hypotheses, sum
 from core.rundir.environment import runs_root
 from core.rundir.files import SCORES
 from core.rundir.whole_files import write_json
-from core.samplers.plan import EvaluationPlan, Source
+from core.samplers.evaluation import EvaluationPlan
+from core.samplers.plan import Source
 from core.train.trained import load_trained
 from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus, build_model
 

@@ -22,7 +22,7 @@ from core.models.flops import batch_flops, ctc_training
 from core.optim.parameters import describe_parameters, freeze
 from core.parallel.engine import build_engine
 from core.recognition.recognize import Predictions, count_errors
-from core.samplers.plan import EvaluationPlan
+from core.samplers.evaluation import EvaluationPlan
 from core.train.evaluate import evaluate
 from core.train.loop import fit
 from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus, build_model, build_stream

@@ -40,7 +40,9 @@ APART = {
     "units": {"models", "recognition"},
     "recognition": {"units"},
 }
-SECTIONS = ROOT / "core" / "train" / "config.py"  # puts together the sections of a recipe, those of plan and loader too
+SECTIONS = (
+    ROOT / "core" / "train" / "settings.py"
+)  # puts together the sections of a recipe, those of plan and loader too
 HEAVY = {"torch", "numpy", "lhotse", "transformers", "deepspeed", "scipy", "sklearn", "matplotlib", "pydantic"}
 
 

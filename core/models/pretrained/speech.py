@@ -18,7 +18,6 @@ from core.config.schema import section
 from core.models.hubert.encoder import skip_layer
 from core.models.hubert.frontend import MaskedGroupNorm, conv_lengths
 from core.models.pretrained.directory import Attention, cut_layers, find_layers, load_pretrained, read_model_type
-from core.models.pretrained.state_fusion import StateFusion
 from core.models.subsampling import valid_frames
 
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -227,3 +226,25 @@ def _window(conv_layers: list[tuple[int, int, int]]) -> int:
     for _, kernel, stride in conv_layers:
         window, hop = window + (kernel - 1) * hop, hop * stride
     return window
+
+
+class StateFusion(nn.Module):
+    """A 1 x 1 convolution over the states, batch normalization, GELU; each of `times` mixtures keeps its frames.
+
+    Statistics are those of the valid frames of a micro-batch, each rank its own, so here alone a clip is not treated
+    by itself: it does not go with GradCache, and the number of ranks matters. In evaluation the running ones serve.
+    """
+
+    def __init__(self, num_states: int, times: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(num_states, times, 1)
+        self.norm = nn.BatchNorm2d(times)
+
+    def forward(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Map states (B, N, T, D), lengths (B,) to (B, T times, D), their lengths (B,): a frame's mixtures in turn."""
+        mixed = self.conv(states).transpose(1, 2)  # (B, T, times, D)
+        is_valid = valid_frames(lengths, mixed.size(1))  # (B, T)
+        selected = self.norm(mixed[is_valid].unsqueeze(-1)).squeeze(-1)  # (valid frames, times, D)
+        fused = torch.zeros_like(mixed, dtype=selected.dtype)
+        fused[is_valid] = F.gelu(selected)
+        return fused.flatten(1, 2), lengths * mixed.size(2)

@@ -11,8 +11,8 @@ from torch.distributed.fsdp import FSDPModule
 from core.distributed import Ranks
 from core.optim.optim import OptimConfig
 from core.optim.parameters import FreezeConfig, freeze
-from core.parallel.dcp_files import read_metadata
 from core.parallel.engine import Engine
+from core.parallel.weights import read_metadata
 from tests import closeness
 from tests.core.parallel.toy import (
     CUT,

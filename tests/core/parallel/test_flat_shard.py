@@ -8,8 +8,8 @@ import torch
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from core.parallel.dcp_files import CheckedReader, HostWriter, read_metadata
 from core.parallel.flat_shard import FlatShard, LoadPlanner, SavePlanner, boxes
+from core.parallel.weights import CheckedReader, HostWriter, read_metadata
 
 SHAPES = [(), (1,), (7,), (3, 4), (4, 1), (1, 5), (2, 3, 4), (3, 1, 2, 2)]
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from core.distributed import Ranks
 from core.optim.optim import OptimConfig
 from core.optim.parameters import ThawConfig
-from core.parallel.dcp_files import read_metadata
 from core.parallel.engine import Engine, build_engine
 from core.parallel.settings import ParallelConfig
+from core.parallel.weights import read_metadata
 from tests import closeness
 from tests.core.parallel.toy import MAX_NORM, ROWS, STEPS, WHOLE, built, full_batch, loss_sum, numbers, toy, update
 from tests.ranks import run_on_ranks

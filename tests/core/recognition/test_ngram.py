@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from core.recognition.ngram import BEGIN, END, UNKNOWN, NGram
-from core.recognition.ngram_estimation import Smoothing, estimate_ngram
+from core.recognition.ngram import BEGIN, END, UNKNOWN, NGram, Smoothing, estimate_ngram
 
 TEXTS = ["press one for help", "press two for help now", "press one", "goodbye", "one one one two", "help"]
 

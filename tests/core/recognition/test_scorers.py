@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from core.recognition.fusion import FusionConfig, build_scorer
-from core.recognition.ngram import END, UNKNOWN, NGram
-from core.recognition.ngram_estimation import estimate_ngram
+from core.recognition.ngram import END, UNKNOWN, NGram, estimate_ngram
 from core.recognition.scorers import CharacterScorer, Scorer, WordScorer
 from core.text.normalization import normalize_transcript
 from core.text.vocabulary import CharacterVocabulary

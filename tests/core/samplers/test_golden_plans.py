@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from core.samplers.blend import Draws
-from core.samplers.plan import EvaluationPlan, Plan, Source
+from core.samplers.evaluation import EvaluationPlan
+from core.samplers.plan import Plan, Source
 from core.samplers.settings import ShapedPlanConfig
 
 _RNG = np.random.default_rng(3)

@@ -11,7 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from core.config.load import load
-from core.samplers.plan import Draw, EvaluationPlan, Plan, Position, Source, rank_micro_batches
+from core.samplers.evaluation import EvaluationPlan
+from core.samplers.plan import Draw, Plan, Position, Source, rank_micro_batches
 from core.samplers.settings import ShapedPlanConfig
 from recipes.hubert_iter1.assembly import Config
 

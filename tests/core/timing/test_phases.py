@@ -4,8 +4,7 @@ import logging
 
 import pytest
 
-from core.timing.phases import WARM_STEPS, DeviceMarks, Phases
-from core.timing.straggler import Straggler
+from core.timing.phases import WARM_STEPS, DeviceMarks, Phases, Straggler
 
 
 class Clock:

@@ -28,8 +28,8 @@ from core.rundir.whole_files import read_records
 from core.samplers.plan import Draw, Plan, Source
 from core.samplers.settings import PlanConfig, TokenPlanConfig
 from core.seeding import generator, seed_everything
-from core.train.config import TrainingConfig
 from core.train.loop import fit
+from core.train.settings import TrainingConfig
 from tests.recipes import runs
 
 VOCABULARY = 17

@@ -16,8 +16,7 @@ from core.data.batch import Sample
 from core.data.index import ManifestIndex, write_manifest
 from core.data.reading import BadSample, Reading, read_cut
 from core.data.shar.shards import Shar
-from core.data.shar.shares import check_shares
-from core.data.shar.stream import SharStream, link_seed
+from core.data.shar.stream import SharStream, check_shares, link_seed
 from core.data.stream import LoaderConfig, Step
 from core.distributed import Ranks
 from core.recognition.asr import AsrConfig

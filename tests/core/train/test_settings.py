@@ -8,7 +8,7 @@ import pytest
 from core.config.load import load, to_dict
 from core.config.schema import ConfigError, section
 from core.samplers.settings import PlanConfig
-from core.train.config import TrainingConfig
+from core.train.settings import TrainingConfig
 
 
 @section
