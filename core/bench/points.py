@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from core.report.train_log import NAMES, hms
+from core.report.loggers import NAMES, hms
 from core.rundir.files import METRICS, TRAIN_LOG
 from core.rundir.metrics_log import read_metrics
 

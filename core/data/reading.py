@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from core.speech.audio import AudioError, decode
-from core.speech.resampling import resample
+from core.speech.audio import AudioError, decode, resample
 
 if TYPE_CHECKING:  # lhotse takes long to import, and whoever only handles bad samples needs none of it
     from lhotse import MonoCut

@@ -9,7 +9,7 @@ import torch
 from core.config.schema import section
 from core.distributed import Ranks
 from core.parallel.deepspeed.zero import ZeroConfig
-from core.parallel.loss_scale import LossScaleConfig
+from core.parallel.gradients import LossScaleConfig
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from core.distributed import Ranks
 from core.optim.optim import OptimConfig, build_optimizer
-from core.parallel.clipping import clip_gradients, local_parts
-from core.parallel.loss_scale import LossScale
+from core.parallel.gradients import LossScale, clip_gradients, local_parts
 from core.parallel.preparation import COMPUTE_DTYPE, HasBlocks, Thawing, compute_in, prepare_blocks, prepare_update
 from core.parallel.settings import ParallelConfig
 from core.parallel.weights import load_weights, save_weights

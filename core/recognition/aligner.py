@@ -15,7 +15,7 @@ import torch
 from core.data.reading import BadSample, place_of, read_place
 from core.recognition.alignment import ctc_spans
 from core.recognition.transcriber import Recognizer
-from core.speech.resampling import resample
+from core.speech.audio import resample
 from core.text.normalization import normalize_transcript
 from core.text.vocabulary import CharacterVocabulary
 

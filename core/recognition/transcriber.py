@@ -14,7 +14,7 @@ from torch import Tensor
 
 from core.distributed import Ranks
 from core.models.ctc import CTCModel
-from core.models.lmu.recognizer import LmuCtcConfig, build_lmu_ctc
+from core.models.lmu.encoder import LmuCtcConfig, build_lmu_ctc
 from core.parallel.settings import ParallelConfig, Precision
 from core.recognition.asr import AsrConfig
 from core.recognition.asr_corpus import load_feature_stats, open_training_data, texts_of, training_cuts

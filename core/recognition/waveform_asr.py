@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from core.config.schema import section
-from core.data.batch import Batch, Sample
-from core.data.dataset import SpeechDataset
+from core.data.batch import Batch, Sample, SpeechDataset
 from core.data.index import ManifestIndex
 from core.data.reading import Reading
 from core.data.sources import TrainingSource, open_sources

@@ -14,9 +14,15 @@ from pydantic import Field
 from core.config.schema import section
 from core.samplers.admission import Admitted
 from core.samplers.blend import Blend, Draws
-from core.samplers.buckets import merge_sparse
+from core.samplers.buckets import (
+    count_micro_batches,
+    group_copies,
+    max_copies,
+    merge_sparse,
+    split_evenly,
+    spread_copies,
+)
 from core.samplers.budget import Budget, OverBudget
-from core.samplers.micro_batches import count_micro_batches, group_copies, max_copies, split_evenly, spread_copies
 from core.samplers.permutation import hashes
 from core.samplers.rules import Batching, Chunk, divisors
 

@@ -13,8 +13,7 @@ import soundfile
 from torch import Tensor
 
 from core.config.schema import section
-from core.speech.audio import file_duration_s, read_audio
-from core.speech.resampling import resample
+from core.speech.audio import file_duration_s, read_audio, resample
 
 _AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".mp3"})
 _LARGEST_EXPONENT = 2.0  # Gaussian noise falls with frequency as 1 / f**x, x between 0 (white) and this (brown)

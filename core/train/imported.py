@@ -30,7 +30,7 @@ from core.job.stop import StopSignal
 from core.optim.optim import build_optimizer
 from core.optim.parameters import freeze
 from core.parallel.engine import Engine
-from core.parallel.loss_scale import LossScale
+from core.parallel.gradients import LossScale
 from core.parallel.settings import ParallelConfig
 from core.parallel.weights import save_weights
 from core.rundir.environment import runs_root

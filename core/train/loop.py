@@ -25,14 +25,13 @@ from core.rundir.files import BAD_SAMPLES, SAMPLES, SKIPPED_UPDATES
 from core.rundir.whole_files import append_record
 from core.seeding import seed_everything
 from core.timing.phases import StepTimes
-from core.train import out_of_memory
 from core.train.evaluate import evaluation_mode
+from core.train.failed_steps import UpdateStatus, out_of_memory_recorded
 from core.train.metrics import MetricSums, step_metrics
 from core.train.progress import Progress
 from core.train.protocols import Data, Step
 from core.train.reporter import Reporter
 from core.train.settings import TrainingRun
-from core.train.skipped_updates import Verdict
 
 logger = logging.getLogger(__name__)
 
@@ -96,13 +95,13 @@ def fit(
                 reason = next(filter(None, ranks.gather(run.stop.reason)))
                 break
             progress.step += 1
-            sums, verdict = train_step(
+            sums, status = train_step(
                 run, engine, step, loss_fn, number=progress.step - 1, num_targets=counts.num_targets
             )
             phases.enter("log")
             progress.position = dict(step.position)
             progress.sums.add(sums)
-            progress.skipped.note(progress.step, verdict, [list(batch.sample_ids) for batch in step.batches])
+            progress.skipped.note(progress.step, status, [list(batch.sample_ids) for batch in step.batches])
             _record_samples(run, step, number=progress.step)
             run.checkpoints.poll()
             times = phases.end_step()
@@ -126,7 +125,7 @@ def fit(
 
 def train_step(
     run: TrainingRun, engine: Engine, step: Step, loss_fn: LossFn, *, number: int, num_targets: float
-) -> tuple[Mapping[str, tuple[Any, Any]], Verdict]:
+) -> tuple[Mapping[str, tuple[Any, Any]], UpdateStatus]:
     """Run forward, backward and update of step `number` (from 0); return the sums to log, and whether it was bad."""
     ranks = run.ranks
     sums, losses = MetricSums(), []
@@ -138,7 +137,7 @@ def train_step(
         weight = scale if batch.num_targets else 0.0
         losses.append(torch.zeros((), dtype=torch.float64, device=ranks.device))
         run.phases.enter("move")
-        with out_of_memory.recorded(run, batch, step=number + 1):
+        with out_of_memory_recorded(run, batch, step=number + 1):
             for output in _backpropagate(run, engine, loss_fn, batch.to(ranks.device), weight=weight, is_last=is_last):
                 if batch.num_targets:  # the mean of nothing may be NaN
                     losses[-1] += output.loss_sum.detach()
@@ -149,13 +148,13 @@ def train_step(
     if not num_targets:
         engine.discard()
         sums.add({"skipped_updates": (float(ranks.is_first), 0.0)})
-        return sums.pairs(), Verdict(torch.zeros((), device=ranks.device), losses)
+        return sums.pairs(), UpdateStatus(torch.zeros((), device=ranks.device), losses)
     optim = run.config.optim
     norm = engine.step(max_norm=optim.max_norm, lr=learning_rate(optim, number)).detach()
     is_bad = (~torch.isfinite(norm)).double()
     if ranks.is_first:
         sums.add({"grad_norm": (torch.where(is_bad > 0, 0.0, norm), 1 - is_bad), "skipped_updates": (is_bad, 0.0)})
-    return sums.pairs(), Verdict(is_bad, losses)
+    return sums.pairs(), UpdateStatus(is_bad, losses)
 
 
 def _backpropagate(

@@ -9,9 +9,9 @@ from torch import Tensor
 from core.checkpoint.retention import TRAIN_LOSS
 from core.job.stop import EarlyStop
 from core.parallel.engine import Engine
+from core.train.failed_steps import SkippedUpdates
 from core.train.metrics import MetricSums, merged_names, ratios
 from core.train.settings import TrainingRun
-from core.train.skipped_updates import SkippedUpdates
 
 
 @dataclass

@@ -13,8 +13,7 @@ from core.config.load import to_dict
 from core.job.context import note_effective
 from core.job.hardware import hardware_metrics
 from core.optim.optim import learning_rate
-from core.report.loggers import Logger, open_loggers
-from core.report.train_log import RankStep, TrainLog
+from core.report.loggers import Logger, RankStep, TrainLog, open_loggers
 from core.rundir.files import PROFILE, TRAIN_LOG
 from core.rundir.metrics_log import MetricsLog, step_line
 from core.rundir.processes import PeakMemory

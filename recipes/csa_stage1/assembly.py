@@ -17,7 +17,7 @@ from core.losses.grad_cache import grad_cache_loss
 from core.models.csa import CsaConfig, CsaModel, HubertSpeechConfig
 from core.models.hubert.config import OF_PRETRAINING, HubertConfig
 from core.models.hubert.model import Hubert, HubertPretraining
-from core.models.lmu.recognizer import LmuCtcConfig, build_lmu_ctc
+from core.models.lmu.encoder import LmuCtcConfig, build_lmu_ctc
 from core.models.lmu.speech import LmuSpeech, LmuSpeechConfig
 from core.models.pretrained.speech import PretrainedSpeechConfig
 from core.models.pretrained.text import FrozenText, PretrainedTextConfig

@@ -10,7 +10,7 @@ import soundfile
 
 from core.data.reading import BadSample, read_place
 from core.rundir.whole_files import appears_whole, remove_unfinished
-from core.speech.resampling import resample
+from core.speech.audio import resample
 from recipes.csa_stage1.sources import Utterance
 from recipes.csa_stage1.trimming import trimmed
 

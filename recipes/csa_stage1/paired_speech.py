@@ -20,8 +20,7 @@ from core.data.index import ManifestIndex
 from core.data.pcm_cache import PcmCache
 from core.data.reading import BadSample, Place, place_of, read_place
 from core.samplers.blend import Draw, Draws
-from core.speech.audio import zero_mean_unit_variance
-from core.speech.resampling import resample
+from core.speech.audio import resample, zero_mean_unit_variance
 from core.text.normalization import normalize_transcript
 from core.text.tokenization import Tokenizer
 from core.text.words import Words, words_of

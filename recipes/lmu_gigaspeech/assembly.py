@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from core.config.schema import section
-from core.data.dataset import SpeechDataset
+from core.data.batch import SpeechDataset
 from core.data.index import ManifestIndex
 from core.data.shar.shards import Shar
 from core.data.shar.stream import SharStream, link_seed
@@ -15,7 +15,7 @@ from core.data.stream import TrainStream
 from core.distributed import Ranks
 from core.job.run import Run
 from core.models.ctc import CTCModel
-from core.models.lmu.recognizer import LmuCtcConfig, build_lmu_ctc
+from core.models.lmu.encoder import LmuCtcConfig, build_lmu_ctc
 from core.recognition.asr import AsrConfig, AsrExamples
 from core.recognition.asr_corpus import (
     feature_stats,

@@ -25,7 +25,7 @@ from core.models.hubert.config import hubert_config
 from core.models.hubert.model import ClusterHead, HubertPretraining
 from core.models.hubert.names import export_state
 from core.optim.optim import OptimConfig, build_optimizer
-from core.parallel.clipping import clip_gradients
+from core.parallel.gradients import clip_gradients
 from core.seeding import generator
 from core.speech.masking import MaskConfig, span_mask
 

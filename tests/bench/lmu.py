@@ -18,9 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.models.lmu.cell import LMU, LMUCellConfig
-from core.models.lmu.layer import ParallelLMU
 from core.models.lmu.legendre import discrete_system
-from core.models.lmu.memory import Form, cheapest_form
+from core.models.lmu.memory import Form, ParallelLMU, cheapest_form
 
 ORDER, THETA, HIDDEN = 192, 1000.0, 384  # the published layer
 

@@ -12,9 +12,8 @@ from core.config.schema import ConfigError
 from core.models.hubert.config import OF_PRETRAINING, HubertConfig, hubert_config
 from core.models.hubert.model import HubertPretraining
 from core.models.hubert.recognizer import HubertCTC
-from core.optim.optim import learning_rate
+from core.optim.optim import TriStage, learning_rate
 from core.optim.parameters import freeze, late_parameters
-from core.optim.schedule import TriStage
 from core.text.vocabulary import CharacterVocabulary
 from core.train.trained import TrainedRun
 from launchers.chain.pipeline_file import read_pipeline

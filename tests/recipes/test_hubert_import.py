@@ -19,7 +19,7 @@ from core.data.stream import LoaderConfig, TrainStream
 from core.distributed import init
 from core.models.hubert.model import HubertPretraining
 from core.models.hubert.names import export_state, import_state
-from core.parallel.loss_scale import LossScale, LossScaleConfig
+from core.parallel.gradients import LossScale, LossScaleConfig
 from core.rundir.checkpoints import STATE, list_complete
 from core.rundir.exit_codes import ExitCode
 from core.rundir.files import CHECKPOINTS, CONFIG, METRICS

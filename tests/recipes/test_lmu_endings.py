@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-import core.data.dataset
+import core.data.batch
 import recipes.lmu_gigaspeech.train as recipe
 from core.losses.output import LossOutput
 from core.rundir.checkpoints import list_complete
@@ -242,7 +242,7 @@ def test_a_worker_that_crashes_ends_the_link_in_words(
         assert os.getpid() != main
         os.kill(os.getpid(), signal.SIGSEGV)
 
-    monkeypatch.setattr(core.data.dataset, "read_cut", crash)
+    monkeypatch.setattr(core.data.batch, "read_cut", crash)
     codes, text = runs.link(config, tmp_path, "loader.num_workers=1")
     assert codes == [ExitCode.BUG], text
     assert "DataLoader worker" in _ended(tmp_path)["reason"]

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
-import core.data.dataset
+import core.data.batch
 from core.data.reading import Reading, read_cut
 from core.rundir.exit_codes import ExitCode
 from core.rundir.files import LEDGER, LOGS, METRICS
@@ -84,7 +84,7 @@ def test_an_endless_loop_in_the_data_shows_its_stack(
                 pass
         return read_cut(cut, **options)
 
-    monkeypatch.setattr(core.data.dataset, "read_cut", read_until_it_loops)
+    monkeypatch.setattr(core.data.batch, "read_cut", read_until_it_loops)
     job = runs.begin(config, tmp_path, *COMMON, f"loader.num_workers={num_workers}", num_ranks=2)
     _hung(job)
     monkeypatch.undo()

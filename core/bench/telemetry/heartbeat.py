@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.bench.settings import WatchConfig
-from core.report.train_log import hms
+from core.report.loggers import hms
 from core.rundir.files import METRICS
 from core.rundir.metrics_log import read_new_records
 from core.rundir.whole_files import now as utc_now

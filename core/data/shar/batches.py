@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch.utils.data
 
-from core.data.batch import Batch, Sample, collate
-from core.data.dataset import MakeSample
+from core.data.batch import Batch, MakeSample, Sample, collate
 from core.data.reading import BadSample, read_cut
 from core.data.shar.shards import Shar, Shard
 from core.samplers.plan import PlanConfig

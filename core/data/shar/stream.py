@@ -12,8 +12,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from core.data.batch import Sample
-from core.data.dataset import MakeSample
+from core.data.batch import MakeSample, Sample
 from core.data.shar.batches import BUFFER_CUTS, SharBatches
 from core.data.shar.shards import Shar
 from core.data.stream import LoaderConfig, Step, load

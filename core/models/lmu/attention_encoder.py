@@ -15,8 +15,7 @@ from core.config.schema import section
 from core.models.attention import AttentionState, SelfAttention
 from core.models.dropout import Dropout
 from core.models.lmu.cell import LMU, LMUCellConfig, LMUState
-from core.models.lmu.layer import ParallelLMU
-from core.models.lmu.memory import Form
+from core.models.lmu.memory import Form, ParallelLMU
 from core.models.subsampling import valid_frames
 
 

@@ -1,9 +1,10 @@
-"""A speech encoder of pre-norm residual blocks, at a quarter of the frame rate.
+"""A speech encoder of pre-norm residual blocks, at a quarter of the frame rate; and the recognizer it is part of.
 
 Each block is [attention] + LMU + [gated convolution] + feed-forward; forwards and backwards in time, or causal.
 """
 
 from collections.abc import Sequence
+from dataclasses import field
 from typing import Annotated, Any, Literal, NamedTuple, cast
 
 import pydantic
@@ -12,9 +13,10 @@ from torch import Tensor, nn
 
 from core.config.schema import section
 from core.models.attention import AttentionState, SelfAttention
+from core.models.ctc import CTCHeadConfig, CTCModel
 from core.models.dropout import Dropout
-from core.models.lmu.layer import ParallelLMU
-from core.models.lmu.memory import Form
+from core.models.lmu.attention_encoder import AttentionLMUEncoder, AttentionLMUEncoderConfig
+from core.models.lmu.memory import Form, ParallelLMU
 from core.models.subsampling import SUBSAMPLING, ConvSubsampling, DepthwiseConv, SubsamplingKind, valid_frames
 
 
@@ -221,3 +223,25 @@ class GatedConv(nn.Module):
 
     def _finish(self, y: Tensor) -> Tensor:
         return self.output(F.silu(self.norm(y)))
+
+
+@section
+class LmuCtcConfig:
+    """The encoder and the CTC layer on top."""
+
+    encoder: LMUEncoderConfig | AttentionLMUEncoderConfig
+    head: CTCHeadConfig = field(default_factory=CTCHeadConfig)
+
+    def __post_init__(self) -> None:
+        last = self.encoder.num_blocks - 1 if isinstance(self.encoder, LMUEncoderConfig) else 0
+        wrong = [block for block in self.head.intermediate_blocks if not 1 <= block <= last]
+        if wrong:
+            accepted = f"blocks from 1 to {last}" if last else "[] with model.encoder.kind=attention_lmu"
+            raise ValueError(f"head.intermediate_blocks={self.head.intermediate_blocks} must be {accepted}")
+
+
+def build_lmu_ctc(config: LmuCtcConfig, *, vocab_size: int) -> CTCModel:
+    encoder = config.encoder
+    if isinstance(encoder, LMUEncoderConfig):
+        return CTCModel(LMUEncoder(encoder), vocab_size=vocab_size, config=config.head)
+    return CTCModel(AttentionLMUEncoder(encoder), vocab_size=vocab_size, config=config.head)

@@ -20,11 +20,10 @@ from torch import Tensor, nn
 
 from core.distributed import Ranks
 from core.optim.optim import OptimConfig
-from core.parallel.clipping import clip_gradients
 from core.parallel.deepspeed.library import import_deepspeed, show_tensors_in_dataclasses, zero_optimizer
 from core.parallel.deepspeed.tensors import ZeroTensors
 from core.parallel.deepspeed.zero import library_config
-from core.parallel.loss_scale import LossScale
+from core.parallel.gradients import LossScale, clip_gradients
 from core.parallel.preparation import COMPUTE_DTYPE, Thawing, compute_in, prepare_blocks, prepare_update
 from core.parallel.settings import ParallelConfig
 from core.parallel.weights import Named, Saved, load_tensors, load_weights, save_tensors, save_weights

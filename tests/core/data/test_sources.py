@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from core.config.schema import ConfigError
-from core.data.batch import Sample
-from core.data.dataset import SpeechDataset
+from core.data.batch import Sample, SpeechDataset
 from core.data.reading import Reading
 from core.data.sources import TrainingSource, open_sources
 from core.data.stream import LoaderConfig, TrainStream

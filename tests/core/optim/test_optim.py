@@ -6,9 +6,8 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from core.optim.optim import OptimConfig, build_optimizer, learning_rate
+from core.optim.optim import Linear, OptimConfig, build_optimizer, learning_rate
 from core.optim.parameters import DecayConfig, FreezeConfig, describe_parameters, freeze
-from core.optim.schedule import Linear
 
 
 class Model(nn.Module):

@@ -6,15 +6,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from core.optim.optim import OptimConfig, learning_rate
-from core.optim.schedule import (
+from core.optim.optim import (
     Constant,
     Cosine,
     Exponential,
     Linear,
+    OptimConfig,
     ScheduleConfig,
     TriStage,
     WarmupStableDecay,
+    learning_rate,
     ratio,
 )
 

@@ -9,7 +9,7 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
 from core.distributed import Ranks
 from core.parallel import engine as engine_module
-from core.parallel.loss_scale import LossScale, LossScaleConfig
+from core.parallel.gradients import LossScale, LossScaleConfig
 from core.parallel.settings import ParallelConfig
 from tests.core.parallel.toy import CUT, STRATEGIES, assert_close, built, history, reference, update
 from tests.ranks import run_on_ranks

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from core.report.train_log import RankStep, TrainLog, hms
+from core.report.loggers import RankStep, TrainLog, hms
 from core.timing.phases import TimingConfig
 
 PARTS = {"data_wait": 0.001, "move": 0.002, "forward": 0.03, "backward": 0.04, "update": 0.005, "step": 0.08}

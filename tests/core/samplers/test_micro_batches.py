@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.samplers.micro_batches import count_micro_batches, group_copies, max_copies, split_evenly, spread_copies
+from core.samplers.buckets import count_micro_batches, group_copies, max_copies, split_evenly, spread_copies
 
 BUCKETS = st.lists(
     st.integers(1, 60).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n))), min_size=1, max_size=9

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from core.speech import resampling
-from core.speech.resampling import resample
+from core.speech.audio import resample
 from tests.closeness import assert_close
 
 RATE = 16000

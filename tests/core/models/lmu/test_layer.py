@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.models.lmu.layer import ParallelLMU
+from core.models.lmu.memory import ParallelLMU
 from tests.closeness import assert_close
 from tests.core.models.lmu.test_memory import remember
 

@@ -1,4 +1,4 @@
-"""Dynamic loss scaling for fp16, kept on the device so that no step waits for the host."""
+"""Gradients between backward and update: scaled for fp16, normed over all parameters, clipped; all on the device."""
 
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
@@ -6,9 +6,9 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from core.config.schema import section
-from core.parallel.clipping import local_parts
 
 
 @section
@@ -58,3 +58,33 @@ class LossScale:
         self.scale.fill_(state["loss_scale"])
         self._good_steps.fill_(state["good_steps"])
         self._patience.fill_(state["patience"])
+
+
+def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """Return the 2-norm of all gradients together, a scalar on their device; 0 for none.
+
+    Sharded gradients (DTensor) of different meshes are normed mesh by mesh and combined.
+    """
+    by_mesh: dict[object, list[Tensor]] = {}
+    for gradient in gradients:
+        mesh = gradient.device_mesh if isinstance(gradient, DTensor) else None
+        by_mesh.setdefault(mesh, []).append(gradient)
+    norms = [torch.nn.utils.get_total_norm(group) for group in by_mesh.values()]
+    whole = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    if not whole:
+        return torch.zeros(())
+    return whole[0] if len(whole) == 1 else torch.linalg.vector_norm(torch.stack(whole))
+
+
+def local_parts(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return what this rank holds of each tensor: its shard of a DTensor, all of a plain one."""
+    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+def clip_gradients(gradients: Sequence[Tensor], *, max_norm: float | None) -> Tensor:
+    """Scale all gradients in place by min(1, max_norm / norm); return the norm before. No host synchronization."""
+    norm = gradient_norm(gradients)
+    if max_norm is not None and gradients:
+        factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)
+        torch._foreach_mul_(local_parts(gradients), factor)
+    return norm
