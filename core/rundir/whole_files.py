@@ -65,17 +65,20 @@ def read_json(path: Path) -> Any:
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON object as one line, in one write, so that two writers cannot mix their lines.
+    """Append one JSON object as one line."""
+    append_line(path, json.dumps(record, allow_nan=False))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line in one write, so that two writers cannot mix their lines.
 
     A last line torn by a kill or a full disk is ended first, so that it costs no record but its own.
     """
-    line = json.dumps(record, allow_nan=False) + "\n"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            line = "\n" + line
-        os.write(descriptor, line.encode())
+        before = "\n" if size and os.pread(descriptor, 1, size - 1) != b"\n" else ""
+        os.write(descriptor, f"{before}{line}\n".encode())
     finally:
         os.close(descriptor)
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from core.rundir.exit_codes import ExitCode
 from core.rundir.files import FAILED, LAUNCHER_LOCK, LOGS, STOP
 from core.rundir.ledger import newest_step, next_number, read_links, record_link
+from core.rundir.processes import StopRequests
 from core.rundir.repository import code_version
 from core.rundir.whole_files import write_whole
 from launchers.chain.stop_rule import LinkOutcome, reason_to_stop
 from launchers.chain.submission import LaunchedRun, local_tasks, submit_to_slurm
 from launchers.here.environment import ROOT
-from launchers.here.local_link import DebugLink, LocalLink, StopRequests
+from launchers.here.local_link import DebugLink, LocalLink
 from launchers.runs import LaunchError
 from launchers.show.results import print_results
 from launchers.slurm.commands import SlurmError

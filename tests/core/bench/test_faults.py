@@ -23,8 +23,8 @@ from core.bench.manifest import (
     read_table,
 )
 from core.bench.summary import summarize
-from core.bench.telemetry.processes import members
 from core.rundir.files import METRICS
+from core.rundir.processes import session_members
 from core.rundir.whole_files import read_json, read_records
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -101,7 +101,7 @@ def test_finished_runs_are_not_repeated(bench: Bench) -> None:
     assert {path: path.stat().st_mtime_ns for path in bench.suite.glob("runs/*/*/*")} == before
     assert len(read_rows(bench.suite)) == 2
     assert [row["status"] for row in read_rows(bench.suite)] == ["ok", "ok"]
-    assert len(read_table(bench.suite / SKIPPED, separator="\t")) == 2
+    assert len(read_table(bench.suite / SKIPPED)) == 2
     bench.run("resume=false")
     assert set(bench.attempts().values()) == {2}, "unless asked to"
 
@@ -139,7 +139,7 @@ def test_a_crash_a_kill_and_a_hang_are_failures_and_the_rest_is_done(bench: Benc
     }
     assert "something broke" in said and "crashed (a bug)" in rows["crash"]["reason"]
     assert rows["hang"]["stall_alerts"] == "1" and "stall:" in said
-    assert not members(leader(bench.suite / "runs/ab-hang-r1/attempt_1")), "nothing of it is left"
+    assert not session_members(leader(bench.suite / "runs/ab-hang-r1/attempt_1")), "nothing of it is left"
     content = read_json(bench.suite / "summary.json")
     assert content["is_partial"] and content["ranking"] == ["old_like"]
     assert content["runs_by_status"] == {"failed": 2, "stalled": 1, "ok": 1}
@@ -168,7 +168,7 @@ def test_stop_on_error_leaves_the_rest_out_until_the_next_time(bench: Bench) -> 
     bench.settings |= {"ab": {"bad": {"overrides": ["stub.crash_at=1"]}, "old_like": GOOD}, "stop_on_error": True}
     bench.run(code=1)
     assert bench.attempts() == {"ab-bad-r1": 1}
-    (skipped,) = read_table(bench.suite / SKIPPED, separator="\t")
+    (skipped,) = read_table(bench.suite / SKIPPED)
     assert skipped["group"] == "old_like" and "ab-bad-r1 failed" in skipped["reason"]
     bench.settings["stop_on_error"] = False
     bench.run(code=1)
@@ -189,9 +189,7 @@ def test_ctrl_c_ends_the_run_and_writes_what_there_is(bench: Bench) -> None:
     content = read_json(bench.suite / "summary.json")
     assert content["is_partial"] and content["runs_planned"] == 4 and content["best_group"] == "old_like"
     assert "**unfinished**" in (bench.suite / "summary.md").read_text()
-    assert [s["reason"] for s in read_table(bench.suite / SKIPPED, separator="\t")] == [
-        "interrupted before it began"
-    ] * 2
+    assert [s["reason"] for s in read_table(bench.suite / SKIPPED)] == ["interrupted before it began"] * 2
 
     (bench.folder / "bench.yaml").unlink()
     bench.settings["watch"] |= {"run_timeout_s": 3.0}
@@ -208,9 +206,9 @@ def test_a_bench_that_is_killed_leaves_nothing_behind_when_it_starts_again(bench
     process.kill()
     process.communicate()
     orphan = leader(attempt)
-    assert members(orphan) == [orphan], "it trains on"
+    assert session_members(orphan) == [orphan], "it trains on"
     again = bench.begin()
-    until(lambda: not members(orphan))
+    until(lambda: not session_members(orphan))
     wait.unlink()
     said = again.communicate(timeout=120)[0]
     assert again.returncode == 0 and "was left behind" in said
@@ -231,7 +229,7 @@ def test_a_run_that_finished_while_nobody_watched_counts(bench: Bench) -> None:
     process.kill()
     process.communicate()
     wait.unlink()
-    until(lambda: not psutil.pid_exists(leader(attempt)) or not members(leader(attempt)))
+    until(lambda: not psutil.pid_exists(leader(attempt)) or not session_members(leader(attempt)))
     bench.run()
     assert bench.attempts() == {"ab-old_like-r1": 1, "ab-tuned-r1": 1}
     assert (bench.rows()["old_like"]["status"], bench.rows()["old_like"]["last_step"]) == ("ok", "6")
@@ -258,7 +256,7 @@ def test_a_manifest_that_cannot_be_written_loses_no_row(bench: Bench) -> None:
     assert {row["status"] for row in read_rows(bench.suite)} == {"ok"}, "read from where they are"
     (bench.suite / MANIFEST).rmdir()
     summarize(bench.suite)
-    table = read_table(bench.suite / MANIFEST, separator="\t")
+    table = read_table(bench.suite / MANIFEST)
     assert [row["group"] for row in table] == ["old_like", "tuned"]
     assert not list(bench.suite.glob("runs/*/*/*.fallback.tsv"))
     bench.run()
