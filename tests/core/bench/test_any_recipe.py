@@ -44,7 +44,8 @@ def test_it_trains_a_recipe_that_knows_nothing_of_it(tmp_path: Path) -> None:
     bench(tmp_path, "sweep", "sweep.micro_batch=[2]", "max_steps=8")
     suite = tmp_path / "lmu_tiny_bench"
     (row,) = latest_rows(suite)
-    told = {"status": "ok", "last_step": "8", "micro_batch": "2", "global_batch": "", "precision_mode_effective": "fp32"}
+    told = {"status": "ok", "last_step": "8", "micro_batch": "2", "global_batch": ""}
+    told["precision_mode_effective"] = "fp32"
     assert {column: row[column] for column in told} == told
     (group,) = read_table(suite / "ranked_groups.csv")
     assert float(group["tail_targets_per_sec_mean"]) > 0 and group["tail_samples_per_sec_mean"] == ""
@@ -65,7 +66,7 @@ def test_attention_is_asked_for_where_there_is_the_choice(tmp_path: Path, monkey
     suite = load(BenchConfig, SETTINGS)
     variant = planned_runs(suite, "ab")[0].variant
     assert choices(suite, variant, Gpus([])) == ["loader.num_workers=0", "parallel.precision=fp32"]
-    with pytest.raises(ConfigError, match="numerics.attention=eager: .*tiny.yaml has no model of `kind: pretrained`"):
+    with pytest.raises(ConfigError, match=r"numerics\.attention=eager: .*tiny\.yaml has no model of"):
         Suite.begin(load(BenchConfig, SETTINGS, ["numerics.attention=eager"]), "ab")
     assert not list(tmp_path.iterdir())
 
