@@ -15,4 +15,9 @@ find . -path ./.venv -prune -o -path ./runs -prune -o -type f \( -name '*.sh' -o
     xargs -0 shellcheck --external-sources
 echo "== pytest"
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 # two workers on two cores; and forked ranks hang on a thread pool
-exec python -m pytest -n "${BATON_TEST_WORKERS:-2}" "$@"
+python -m pytest -n "${BATON_TEST_WORKERS:-2}" "$@"
+if [ "$#" -eq 0 ]; then
+    echo "== pytest of numerics, with kernels of older processors"
+    export ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2
+    exec python -m pytest -n "${BATON_TEST_WORKERS:-2}" -m 'numerics and not slow and not gpu'
+fi

@@ -24,12 +24,12 @@ SAVE_TIMEOUT_S = 3600.0  # ranks that wrote their part wait for the slowest writ
 
 
 class RendezvousError(RuntimeError):
-    """Some ranks never came; the message names them."""
+    """The error of ranks that never came; the message names them."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """One process's place. `dp` splits the data, `tp` splits layers; ranks of one tp group see the same batches."""
+    """A process's place. `dp` splits the data, `tp` splits layers; ranks of one tp group see the same batches."""
 
     rank: int
     local_rank: int
@@ -48,7 +48,7 @@ class Ranks:
         return self.rank == 0
 
     def any(self, flag: bool) -> bool:
-        """True on every rank if it is true on one."""
+        """Return True on every rank if it is true on one."""
         return self.maximum([int(flag)])[0] > 0
 
     def all(self, flag: bool) -> bool:
@@ -58,7 +58,7 @@ class Ranks:
         return self._reduced(values, dist.ReduceOp.MAX)
 
     def total(self, values: Sequence[float]) -> list[float]:
-        """Sums over all ranks. Every tp rank counts, so give the numbers on one rank of a tp group only."""
+        """Return sums over all ranks. Every tp rank counts: give the numbers on one rank of a tp group only."""
         return self._reduced(values, dist.ReduceOp.SUM)
 
     def _reduced(self, values: Sequence[float], op: Any) -> list[float]:
@@ -68,13 +68,13 @@ class Ranks:
         return tensor.tolist()
 
     def total_later(self, values: Sequence[float]) -> "PendingTotal":
-        """Start a sum over all ranks and come back for it: `.result()`."""
+        """Start a sum over all ranks, and return a handle for it: `.result()`."""
         tensor = torch.tensor(values, dtype=torch.float64)
         work = None if self.votes is None else dist.all_reduce(tensor, group=self.votes, async_op=True)
         return PendingTotal(tensor, work)
 
     def gather(self, item: Any) -> list[Any]:
-        """The small picklable `item` of every rank, on every rank, in rank order."""
+        """Return the small picklable `item` of every rank, on every rank, in rank order."""
         if self.votes is None:
             return [item]
         items: list[Any] = [None] * self.world_size
@@ -82,7 +82,7 @@ class Ranks:
         return items
 
     def from_first(self, item: Any) -> Any:
-        """Rank 0's item on every rank."""
+        """Return rank 0's item on every rank."""
         if self.votes is None:
             return item
         box = [item]
@@ -108,7 +108,7 @@ class PendingTotal:
 
 
 def place() -> tuple[int, int, int]:
-    """(rank, local rank, world size) as torchrun or srun say it; (0, 0, 1) for a process alone."""
+    """Return (rank, local rank, world size) as torchrun or srun say it; (0, 0, 1) for a process alone."""
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
         return int(env["RANK"]), int(env.get("LOCAL_RANK", "0")), int(env["WORLD_SIZE"])
@@ -118,7 +118,7 @@ def place() -> tuple[int, int, int]:
 
 
 def choose_device(name: str, local_rank: int) -> torch.device:
-    """`auto` takes this rank's GPU where there is one, else the CPU. ValueError for a GPU that is not there."""
+    """Return this rank's GPU for `auto` where there is one, else the CPU. ValueError for a GPU that is not there."""
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     visible = torch.cuda.device_count()
@@ -206,7 +206,7 @@ def close() -> None:
 
 @contextmanager
 def joined(*, tp_size: int = 1, device: str = "auto") -> Iterator[Ranks]:
-    """`init` and `close` around a block."""
+    """Call `init` and `close` around a block."""
     try:
         yield init(tp_size=tp_size, device=device)
     finally:

@@ -14,7 +14,7 @@ import numpy as np
 
 
 def seed_sequence(seed: int, stream: str, *position: int) -> np.random.SeedSequence:
-    """The numpy seed of one place in one stream.
+    """Return the numpy seed of one place in one stream.
 
     The arguments are hashed as one text, because `SeedSequence` itself takes [1] and [1, 0] for the same seed.
     """
@@ -24,17 +24,17 @@ def seed_sequence(seed: int, stream: str, *position: int) -> np.random.SeedSeque
 
 
 def generator(seed: int, stream: str, *position: int) -> np.random.Generator:
-    """A numpy generator (Philox) for one place in one stream."""
+    """Return a numpy generator (Philox) for one place in one stream."""
     return np.random.Generator(np.random.Philox(seed_sequence(seed, stream, *position)))
 
 
 def key64(seed: int, stream: str, *position: int) -> int:
-    """One 64-bit key for one place in one stream, 0 <= key < 2**64."""
+    """Return a 64-bit key for one place in one stream, 0 <= key < 2**64."""
     return int(seed_sequence(seed, stream, *position).generate_state(1, np.uint64)[0])
 
 
 def seed_everything(seed: int, stream: str, *position: int) -> None:
-    """Seeds torch (CPU and every CUDA device), numpy and `random` for one place in one stream, each differently."""
+    """Seed torch (CPU and every CUDA device), numpy and `random` for one place in one stream, each differently."""
     import torch  # here, so that planning and preparation processes need not load it
 
     words = seed_sequence(seed, stream, *position).generate_state(4, np.uint64)

@@ -6,6 +6,6 @@ STOP_SIGNALS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)
 
 
 def ignore_stop_signals() -> None:
-    """For worker processes: only the main process of a rank decides to stop."""
+    """Ignore stop signals in a worker process: only the main process of a rank decides to stop."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

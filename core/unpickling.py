@@ -24,7 +24,7 @@ class _Sealed(type):
 
 
 class _StandIn(metaclass=_Sealed):
-    """In the place of a class: takes any arguments, state and items, and does nothing."""
+    """A replacement of a class: takes any arguments, state and items, and does nothing."""
 
     def __new__(cls, *arguments: object) -> "_StandIn":
         return object.__new__(cls)
@@ -40,7 +40,7 @@ class _StandIn(metaclass=_Sealed):
 
 
 class _Fixed(_StandIn):
-    """In the place of a function, an enumeration or a constant: what it gives may not be changed."""
+    """A replacement of a function, an enumeration or a constant: what it gives may not be changed."""
 
     def __setstate__(self, state: object) -> None:
         raise ValueError("changes the state of a constant")
@@ -50,11 +50,11 @@ class _Fixed(_StandIn):
 
 
 class _MemoryFormat(_Fixed):
-    """In the place of DCP's enumeration of memory formats."""
+    """A replacement of DCP's enumeration of memory formats."""
 
 
 class _GetAttribute(_Fixed):
-    """In the place of `getattr`, by which Python 3.11.0 to 3.11.3 pickle a member of an enumeration."""
+    """A replacement of `getattr`, by which Python 3.11.0 to 3.11.3 pickle a member of an enumeration."""
 
     def __init__(self, *arguments: object) -> None:
         match arguments:
@@ -104,7 +104,7 @@ TENSORS: Allowed = {
 
 
 class RestrictedUnpickler(pickle.Unpickler):
-    """Runs a pickle on stand-ins for what `allowed` lists; any other name is a ValueError."""
+    """An unpickler that works on stand-ins for what `allowed` lists; any other name is a ValueError."""
 
     def __init__(self, file: BinaryIO, *, allowed: Allowed, takes_storages: bool = False) -> None:
         super().__init__(file, fix_imports=False)
@@ -124,7 +124,7 @@ class RestrictedUnpickler(pickle.Unpickler):
 
 
 def check_pickle(content: bytes, *, path: Path, allowed: Allowed = DCP_METADATA, takes_storages: bool = False) -> None:
-    """ValueError naming `path` and what is refused, unless the pickle names only what is allowed."""
+    """Raise ValueError naming `path` and what is refused, unless the pickle names only what is allowed."""
     try:
         RestrictedUnpickler(io.BytesIO(content), allowed=allowed, takes_storages=takes_storages).load()
     except Exception as error:
@@ -132,7 +132,7 @@ def check_pickle(content: bytes, *, path: Path, allowed: Allowed = DCP_METADATA,
 
 
 def load_pickle(path: Path) -> Any:
-    """The content of a DCP `.metadata` file, loaded from the very bytes that were checked."""
+    """Return the content of a DCP `.metadata` file, loaded from the very bytes that were checked."""
     check_regular(path)
     content = path.read_bytes()
     check_pickle(content, path=path)
@@ -143,7 +143,7 @@ def load_pickle(path: Path) -> Any:
 
 
 def check_torch_file(path: Path) -> None:
-    """ValueError unless a file that `torch.save` wrote holds nothing but tensors in plain containers.
+    """Raise ValueError unless a file that `torch.save` wrote holds nothing but tensors in plain containers.
 
     Stricter than zip allows, so that torch's reader cannot see another `data.pkl` than the one checked here.
     """
@@ -168,13 +168,13 @@ def check_torch_file(path: Path) -> None:
 
 
 def check_regular(path: Path) -> None:
-    """ValueError for a symlink, a pipe or anything else that is no plain file."""
+    """Raise ValueError for a symlink, a pipe or anything else that is no plain file."""
     if not stat.S_ISREG(os.lstat(path).st_mode):
         raise ValueError(f"{path} is not opened: it is not a plain file (a symlink, perhaps)")
 
 
 def check_tree(directory: Path) -> list[Path]:
-    """All files under a directory, sorted; ValueError if anything there is neither a plain file nor a directory."""
+    """Return all files under a directory, sorted; ValueError if it holds more than plain files and directories."""
     if not stat.S_ISDIR(os.lstat(directory).st_mode):
         raise ValueError(f"{directory} is not a plain directory (a symlink, perhaps)")
     files: list[Path] = []

@@ -23,7 +23,7 @@ class FileHash(TypedDict):
 
 
 def hash_share(directory: Path, *, rank: int, world_size: int) -> dict[str, FileHash]:
-    """Hashes of this rank's share of a checkpoint that is written, by path in it; the files are on disk after this."""
+    """Return hashes of this rank's share of a checkpoint by path in it; the files are on disk after this."""
     hashes: dict[str, FileHash] = {}
     for name in _files(directory):
         if _owner(name, world_size) == rank:
@@ -32,7 +32,7 @@ def hash_share(directory: Path, *, rank: int, world_size: int) -> dict[str, File
 
 
 def damage(directory: Path, *, rank: int, world_size: int) -> str | None:
-    """What is wrong with this rank's share of a checkpoint; None if all hashes hold."""
+    """Tell what is wrong with this rank's share of a checkpoint; None if all hashes hold."""
     try:
         expected = _expected(directory)
         present = set(_files(directory))
@@ -52,7 +52,7 @@ def damage(directory: Path, *, rank: int, world_size: int) -> str | None:
 
 
 def _expected(directory: Path) -> dict[str, FileHash]:
-    """The recorded hashes, themselves checked by the marker where there is one."""
+    """Return the recorded hashes, themselves checked by the marker where there is one."""
     check_regular(directory / HASHES)
     content = (directory / HASHES).read_bytes()
     marker = directory / COMPLETE

@@ -13,8 +13,9 @@ TRAIN_LOSS = "train_loss"  # the mean loss of the last record before the save
 
 @section
 class BestConfig:
-    """Keep the `k` checkpoints with the smallest (`min`) or largest (`max`) value of `metric`: one of the validation,
-    or `train_loss`, the mean loss of the last record before the save."""
+    """The `k` checkpoints to keep with the smallest (`min`) or largest (`max`) value of `metric`: one of the validation
+    or `train_loss`, the mean loss of the last record before the save.
+    """
 
     metric: str
     mode: Literal["min", "max"]
@@ -22,7 +23,7 @@ class BestConfig:
 
 
 def best_first(checkpoints: Sequence[Checkpoint], config: BestConfig) -> list[Checkpoint]:
-    """The complete checkpoints whose metric is known, best first; of equal ones the later first."""
+    """Return the complete checkpoints whose metric is known, best first; of equal ones the later first."""
     sign = 1 if config.mode == "min" else -1
     scored = [(checkpoint, checkpoint.metrics().get(config.metric)) for checkpoint in checkpoints]
     ranked = sorted(
@@ -33,21 +34,21 @@ def best_first(checkpoints: Sequence[Checkpoint], config: BestConfig) -> list[Ch
 
 
 def check_metrics(keep_best: Sequence[BestConfig], metrics: Mapping[str, float]) -> None:
-    """ValueError for a metric that neither a validation nor the training reports."""
+    """Raise ValueError for a metric that neither a validation nor the training reports."""
     for best in keep_best:
         if best.metric != TRAIN_LOSS and best.metric not in metrics:
             known = ", ".join(sorted([*metrics, TRAIN_LOSS]))
             raise ValueError(f"checkpoint.keep_best: metric={best.metric} is not among those of a validation: {known}")
 
 
-def outlived(
+def removable(
     checkpoints: Sequence[Checkpoint],
     *,
     keep_last: int,
     keep_every_steps: int | None,
     keep_best: Sequence[BestConfig],
 ) -> list[Checkpoint]:
-    """Of complete checkpoints in the order of steps, those that may go; never the newest."""
+    """Return those of complete checkpoints in the order of steps that may go; never the newest."""
     kept = {checkpoint.step for checkpoint in checkpoints[-keep_last:]}
     if keep_every_steps is not None:
         kept |= {checkpoint.step for checkpoint in checkpoints if checkpoint.step % keep_every_steps == 0}

@@ -20,13 +20,13 @@ T = TypeVar("T")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be saved or loaded; the run ends, and nothing that was good is touched."""
+    """The error of a checkpoint that cannot be saved or loaded; the run ends, and nothing that was good is touched."""
 
     exit_code = ExitCode.STORAGE
 
 
 class StorageError(CheckpointError):
-    """The disk is full, over quota, read-only or gone."""
+    """The error of a disk that is full, over quota, read-only or gone."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Save:
         return files.temporary_directory(self.directory, step=self.step, token=self.token)
 
     def finish(self, written: Future[None], *, state_text: str) -> None:
-        """Once every rank's weights are `written`, make the checkpoint count. Every rank calls it, in a thread.
+        """Make the checkpoint count, once every rank's weights are `written`. Every rank calls it, in a thread.
 
         Where something fails on one rank, all ranks remove the save and raise alike: StorageError or CheckpointError.
         """
@@ -66,7 +66,7 @@ class Save:
         hashes = {name: entry for share in shares for name, entry in share.items()}
         self._together(publish)
 
-    def give_up(self, reason: str) -> str:
+    def abort(self, reason: str) -> str:
         """Remove what was written, and tell what there is to know. On rank 0 only."""
         try:
             details = self._space()
@@ -86,7 +86,7 @@ class Save:
         return f"it needs {needed}, {files.free_bytes(self.directory):,} are free; {good}"
 
     def _together(self, work: Callable[[], T]) -> list[T]:
-        """What `work` gave on every rank; or the failure of one, raised on every rank."""
+        """Return what `work` gave on every rank; or raise the failure of one on every rank."""
         result, failure, is_storage = None, None, False
         try:
             result = work()
@@ -99,6 +99,6 @@ class Save:
         outcomes = self.ranks.gather((result, failure, is_storage))
         failures = [text for _, text, _ in outcomes if text is not None]
         if failures:
-            message = self.ranks.from_first(self.give_up(failures[0]) if self.ranks.is_first else None)
+            message = self.ranks.from_first(self.abort(failures[0]) if self.ranks.is_first else None)
             raise (StorageError if any(outcome[2] for outcome in outcomes) else CheckpointError)(message)
         return [value for value, _, _ in outcomes]

@@ -20,7 +20,7 @@ from pydantic import Field
 
 from core.background import in_background
 from core.checkpoint.hashes import damage
-from core.checkpoint.retention import BestConfig, best_first, outlived
+from core.checkpoint.retention import BestConfig, best_first, removable
 from core.checkpoint.saving import CheckpointError, Save, StorageError
 from core.config.schema import section
 from core.distributed import Ranks
@@ -28,7 +28,7 @@ from core.rundir import checkpoints as files
 from core.rundir.lease import is_fenced
 from core.rundir.whole_files import read_json, write_json
 
-__all__ = ["BestConfig", "CheckpointConfig", "CheckpointError", "CheckpointStore", "Engine", "StorageError"]
+__all__ = ["BestConfig", "CheckpointConfig", "CheckpointError", "CheckpointStore", "Checkpointable", "StorageError"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -36,8 +36,8 @@ T = TypeVar("T")
 
 @section
 class CheckpointConfig:
-    """When to save (every `every_steps`), and what to keep: the last ones, every so many steps, the best by a metric
-    or by each of several.
+    """Settings of when to save (every `every_steps`), and what to keep: the last ones, every so many steps, the best by
+    a metric or by each of several.
 
     `asynchronous`: write in the background while training goes on.
     """
@@ -50,27 +50,27 @@ class CheckpointConfig:
 
     @property
     def rankings(self) -> list[BestConfig]:
-        """By what the best are kept."""
+        """The metrics by which the best checkpoints are kept."""
         if isinstance(self.keep_best, BestConfig):
             return [self.keep_best]
         return self.keep_best or []
 
 
-class Engine(Protocol):
-    """What a checkpoint asks of a strategy."""
+class Checkpointable(Protocol):
+    """The part of an engine that is saved and loaded."""
 
     def save(self, directory: Path) -> Future[None]:
         """Write this rank's share; done when it is on disk. The caller may change the state at once."""
 
     def load(self, directory: Path, *, weights_only: bool = False) -> None:
-        """Read it back, at this or another number of ranks."""
+        """Read what `save` wrote, at this or another number of ranks."""
 
 
 class CheckpointStore:
     """The checkpoints of one run. All ranks call every method together, but for `newest`, `newest_step` and `best`."""
 
     def __init__(self, directory: Path, config: CheckpointConfig, *, ranks: Ranks, token: int) -> None:
-        """`token`: the number of the run's lease; a later holder has a greater one."""
+        """Take the number of the run's lease as `token`; a later holder has a greater one."""
         self._directory = directory
         self._config = config
         self._ranks = ranks
@@ -84,7 +84,7 @@ class CheckpointStore:
 
     def save(
         self,
-        engine: Engine,
+        engine: Checkpointable,
         state: Mapping[str, Any],
         *,
         step: int,
@@ -100,7 +100,7 @@ class CheckpointStore:
         self.wait()
         # The same votes as ours, but on the group of the saves.
         save = Save(self._directory, step, self._token, ranks=replace(self._ranks, votes=self._ranks.saves))
-        if self._on_first(lambda: self._begin(save), failed=save.give_up):
+        if self._on_first(lambda: self._begin(save), failed=save.abort):
             self._under_way = self._start(save, engine, state_text)
         if metrics is not None:
             self.record_metrics(step, metrics)
@@ -113,37 +113,37 @@ class CheckpointStore:
             self.wait()
 
     def wait(self) -> None:
-        """Come back when no save is under way; raises what went wrong in it."""
+        """Wait until no save is under way; raises what went wrong in it."""
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
             under_way.result()
 
     def record_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """What else the checkpoint of `step` scored, for keep_best; it may still be on its way to the disk."""
+        """Note what else the checkpoint of `step` scored, for keep_best, even while it is being written."""
         if self._ranks.is_first:
             known = self._metrics.get(step, {})
             self._metrics[step] = known | {name: value for name, value in metrics.items() if isfinite(value)}
             self._write_metrics(step)
 
     def newest(self) -> Path | None:
-        """The newest complete checkpoint."""
+        """Return the newest complete checkpoint."""
         newest = files.newest_complete(self._directory)
         return None if newest is None else newest.directory
 
     def newest_step(self) -> int | None:
-        """The step of the newest complete checkpoint."""
+        """Return the step of the newest complete checkpoint."""
         newest = files.newest_complete(self._directory)
         return None if newest is None else newest.step
 
     def best(self) -> Path | None:
-        """The best complete checkpoint by keep_best, the first of several; None where nothing is scored."""
+        """Return the best complete checkpoint by keep_best, the first of several; None where nothing is scored."""
         if not self._config.rankings:
             return None
         ranked = best_first(files.list_complete(self._directory), self._config.rankings[0])
         return ranked[0].directory if ranked else None
 
-    def restore(self, engine: Engine) -> dict[str, Any] | None:
-        """Load the newest complete checkpoint whose hashes hold, and give its state; None if there never was one.
+    def restore(self, engine: Checkpointable) -> dict[str, Any] | None:
+        """Load the newest complete checkpoint whose hashes hold, and return its state; None if there never was one.
 
         CheckpointError where there are checkpoints and none holds, or where one that holds does not fit the engine.
         """
@@ -168,7 +168,7 @@ class CheckpointStore:
         self._go_on_from(0)
         return None
 
-    def load_weights_only(self, engine: Engine, path: Path) -> None:
+    def load_weights_only(self, engine: Checkpointable, path: Path) -> None:
         """Take the weights, not the optimizer, of any complete checkpoint: for scoring and fine-tuning."""
         if not self._ranks.all((path / files.COMPLETE).exists()):
             raise CheckpointError(f"{path} is not a complete checkpoint: it has no {files.COMPLETE}")
@@ -179,13 +179,13 @@ class CheckpointStore:
     # ---- saving
 
     def _begin(self, save: Save) -> bool:
-        """Make the temporary directory; False where the step is saved already."""
+        """Make the temporary directory; return False where the step is saved already."""
         if any(checkpoint.step == save.step for checkpoint in files.list_complete(self._directory)):
             return False
         files.make_temporary(save.temporary)
         return True
 
-    def _start(self, save: Save, engine: Engine, state_text: str) -> Future[None]:
+    def _start(self, save: Save, engine: Checkpointable, state_text: str) -> Future[None]:
         started = time.monotonic()
         try:
             written = engine.save(save.temporary / files.WEIGHTS)
@@ -198,12 +198,12 @@ class CheckpointStore:
             self.save_s = time.monotonic() - started
             if self._ranks.is_first:
                 self._write_metrics(save.step)
-                self._remove_outlived()
+                self._remove_old()
 
         return in_background(finish, name="checkpoint")
 
     def _write_metrics(self, step: int) -> None:
-        """Called when metrics come and when a checkpoint is complete, whichever is later."""
+        """Write metrics when they come and when a checkpoint is complete, whichever is later."""
         found = next((one for one in files.list_complete(self._directory) if one.step == step), None)
         if step in self._metrics and found is not None and (found.token() or 0) <= self._token:
             try:
@@ -211,12 +211,12 @@ class CheckpointStore:
             except OSError as error:  # on rank 0 only; the next save tells all of them
                 logger.warning("the score of checkpoint %s is not written: %s", found.directory, error)
 
-    def _remove_outlived(self) -> None:
-        """Called once there is a newer one; what cannot be removed stays."""
+    def _remove_old(self) -> None:
+        """Remove checkpoints once there is a newer one; what cannot be removed stays."""
         if is_fenced(self._directory.parent, token=self._token):
             return  # another job has taken the run over, and goes on from what is there
         complete = files.list_complete(self._directory)
-        old = outlived(
+        old = removable(
             complete,
             keep_last=self._config.keep_last,
             keep_every_steps=self._config.keep_every_steps,
@@ -232,7 +232,7 @@ class CheckpointStore:
     # ---- loading
 
     def _look(self) -> tuple[list[tuple[int, str]], list[str]]:
-        """(step, name) to try, best first, and names of all that ever were. What dead processes left is removed."""
+        """Remove what dead processes left; return (step, name) to try, best first, and all names that ever were."""
         for name in files.remove_temporary(self._directory, token=self._token):
             logger.warning("removed %s, which was never finished", self._directory / name)
         for one in files.list_overtaken(self._directory):
@@ -243,11 +243,11 @@ class CheckpointStore:
         return found, [name for _, name in found] + files.list_damaged(self._directory)
 
     def _damage(self, path: Path) -> str | None:
-        """The first damage that any rank found; every rank looks at its share."""
+        """Return the first damage that any rank found; every rank looks at its share."""
         found = self._ranks.gather(damage(path, rank=self._ranks.rank, world_size=self._ranks.world_size))
         return next((f"{problem} (rank {rank})" for rank, problem in enumerate(found) if problem is not None), None)
 
-    def _load(self, engine: Engine, path: Path, *, weights_only: bool) -> dict[str, Any]:
+    def _load(self, engine: Checkpointable, path: Path, *, weights_only: bool) -> dict[str, Any]:
         problem: str | None = None
         cause: Exception | None = None
         state: dict[str, Any] = {}
@@ -264,7 +264,7 @@ class CheckpointStore:
         self._on_first(lambda: files.go_on_from(self._directory, step=step, token=self._token), failed=str)
 
     def _set_aside(self, damaged: list[Path]) -> None:
-        """Only once another one is loaded: a storage that fails altogether must not cost a checkpoint its name."""
+        """Rename a damaged checkpoint, but only once another is loaded: a failing storage must not cost a good one."""
         for path in damaged if self._ranks.is_first else []:
             try:
                 logger.warning("%s is now %s: look at it and remove it", path, files.set_aside(path).name)
@@ -274,7 +274,7 @@ class CheckpointStore:
     # ---- all ranks alike
 
     def _on_first(self, work: Callable[[], T], *, failed: Callable[[str], str]) -> T:
-        """What `work` gives on rank 0, on every rank; its OSError is a StorageError on every rank."""
+        """Return what `work` gives on rank 0 on every rank; its OSError is a StorageError on every rank."""
         outcome: tuple[T | None, str | None] = (None, None)
         if self._ranks.is_first:
             try:

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 
 def load(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
-    """The configuration in a YAML file with `section.key=value` overrides; of equal overrides the last counts.
+    """Read a YAML file with `section.key=value` overrides; of equal overrides the last counts.
 
     Raises ConfigError with all problems: of the file in the order of its lines, then of the command line.
     """
@@ -51,7 +51,7 @@ def load(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
 
 
 def load_section(schema: type[T], path: Path, name: str) -> T:
-    """The section `name` ("data.features") of a file. Raises ConfigError."""
+    """Read the section `name` ("data.features") of a file. Raises ConfigError."""
     problems: list[Problem] = []
     entry = read_yaml(path, problems)
     for key in name.split("."):
@@ -68,17 +68,17 @@ def load_section(schema: type[T], path: Path, name: str) -> T:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A configuration as plain dicts, lists and scalars."""
+    """Return a configuration as plain dicts, lists and scalars."""
     return dataclasses.asdict(config)
 
 
 def to_yaml(config: Any) -> str:
-    """A configuration as YAML, complete with all defaults; `load` reads it back equal."""
+    """Return a configuration as YAML, complete with all defaults; `load` reads it back equal."""
     return dump_yaml(to_dict(config))
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What changed between two `to_dict`s, one line a key: `optim.lr: 0.001 -> 0.002`."""
+    """Return what changed between two `to_dict`s, one line a key: `optim.lr: 0.001 -> 0.002`."""
     before, after = dict(_flat(old)), dict(_flat(new))
     keys = [*after, *(key for key in before if key not in after)]
     absent = "(absent)"
@@ -92,7 +92,7 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def parse_args(
     schema: type[T], *, argv: Sequence[str] | None = None, prog: str, description: str | None, default_config: Path
 ) -> T:
-    """The configuration that a command line asks for.
+    """Return the configuration that a command line asks for.
 
     `--config FILE` (default: `default_config`), `--check` (print the resolved YAML and exit with 0) and
     `section.key=value` overrides. What is wrong goes to stderr, all of it, and the exit code is 85.
@@ -156,7 +156,7 @@ def _no_such_place(key: str, parents: list[str], place: Entry) -> Problem:
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, scalar or list of scalars) of everything in a tree; an empty section counts as a value."""
+    """Yield (dotted path, scalar or list of scalars) of everything in a tree; an empty section counts as a value."""
     items: list[tuple[Any, Any]] = []
     if isinstance(value, Mapping):
         items = list(value.items())

@@ -23,7 +23,7 @@ _STRICT = pydantic.ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class ConfigError(ValueError):
-    """Everything that is wrong with a configuration: `problems`, one line each."""
+    """The error of a wrong configuration: `problems`, one line each."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -39,6 +39,9 @@ def section(cls: type[T]) -> type[T]:
     `__post_init__` and raise ValueError("key=value must ..."), or ConfigError([...]) for several. A default that is a
     list is written `dataclasses.field(default_factory=lambda: [...])`; `typing.Annotated[float, pydantic.Field(gt=0)]`
     bounds a number.
+
+    `EQUAL: ClassVar = (("a.b", "c.d"), ...)` names keys below the section that must agree: one of a pair may be left
+    out and takes the value of the other. `unequal_keys` finds those that were given and differ.
     """
     return cast("type[T]", pydantic.dataclasses.dataclass(cls, config=_STRICT, frozen=True, kw_only=True))
 
@@ -48,35 +51,58 @@ def is_section(annotation: Any) -> bool:
 
 
 def fields(schema: type) -> dict[str, pydantic.fields.FieldInfo]:
-    """The fields of a section by name, in the order of their declaration."""
+    """Return the fields of a section by name, in the order of their declaration."""
     return schema.__pydantic_fields__  # type: ignore[attr-defined]
 
 
+def unequal_keys(config: Any) -> list[str]:
+    """Return a sentence for each pair of `EQUAL` that differs in a section; keys that it does not have do not count."""
+    pairs = ((one, other, _at(config, one), _at(config, other)) for one, other in type(config).EQUAL)
+    return [
+        f"{one}={value} must equal {other}={of_other}; leave one of them out, or give both the same value"
+        for one, other, value, of_other in pairs
+        if value != of_other and _ABSENT not in (value, of_other)
+    ]
+
+
+def _at(config: Any, path: str) -> Any:
+    """Return the value of a dotted path."""
+    for key in path.split("."):
+        config = getattr(config, key, _ABSENT)
+    return config
+
+
+_ABSENT = object()
+
+
 class _Wrong:
-    """Stands for a value that could not be made."""
+    """A value that could not be made."""
 
 
 _WRONG = _Wrong()
 
 
 class _UnknownValueError(Exception):
-    """A cross-field check asked for a value that is wrong."""
+    """The error of a cross-field check that asked for a value that is wrong."""
 
 
 class Builder:
-    """Makes sections of entries and collects the problems."""
+    """The maker of sections from entries, which collects the problems."""
 
     def __init__(self, root: type, problems: list[Problem]) -> None:
         self.paths = list(schema_paths(root))
         self.problems = problems
 
     def section(self, schema: type, entry: Entry, *, path: str) -> Any:
-        """An instance of `schema`, or a partial one (see `_partial`) where something is wrong."""
+        """Return an instance of `schema`, or a partial one (see `_partial`) where something is wrong."""
         if not isinstance(entry.value, dict):
             expected = _expected(schema)
             self.problems.append(entry.problem(f"{path}: got {_shown(entry)}, expected {expected}"))
             return _WRONG
         before = len(self.problems)
+        for one, other in getattr(schema, "EQUAL", ()):
+            _follow(schema, entry, one, other)
+            _follow(schema, entry, other, one)
         declared = fields(schema)
         for key, value in entry.value.items():
             if key not in declared:
@@ -105,7 +131,7 @@ class Builder:
             return self._partial(schema, values, None, path=path)
 
     def value(self, annotation: Any, entry: Entry, *, path: str) -> Any:
-        """The value of one field, checked against its type."""
+        """Return the value of one field, checked against its type."""
         members = _members(annotation)
         if entry.value is None and types.NoneType in members:
             return None
@@ -132,7 +158,7 @@ class Builder:
             return _WRONG
 
     def _member(self, sections: list[type], entry: Entry, *, path: str) -> type | None:
-        """The section of a union that the entry's `kind` names."""
+        """Return the section of a union that the entry's `kind` names."""
         by_kind = {kind: member for member in sections for kind in get_args(fields(member)["kind"].annotation)}
         kind = entry.value.get("kind") if isinstance(entry.value, dict) else None
         if kind is None:
@@ -171,7 +197,7 @@ class Builder:
             self.problems.append(place.problem(f"{path}: {message}" if path else message))
 
     def _partial(self, schema: type, values: dict[str, Any], entry: Entry | None, *, path: str) -> Any:
-        """An instance without its wrong values, so that checks which do not need those can still run.
+        """Return an instance without its wrong values, so that checks which do not need those can still run.
 
         `entry` is where a contradiction among the good values is reported; None: its checks have run already.
         """
@@ -197,12 +223,36 @@ class Builder:
 
 
 def schema_paths(schema: type, prefix: str = "") -> Iterator[str]:
-    """The dotted paths of all keys of a section and of those inside it."""
+    """Yield the dotted paths of all keys of a section and of those inside it."""
     for name, info in fields(schema).items():
         yield prefix + name
         for member in _members(info.annotation):
             if is_section(member):
                 yield from schema_paths(member, f"{prefix}{name}.")
+
+
+def _follow(schema: type, root: Entry, key: str, other: str) -> None:
+    """Give `key` the value of `other` where it was left out, in a section that is there or has its defaults."""
+    given, entry = _look_up(root, other), root
+    if given is None or given.value is None or _look_up(root, key) is not None:
+        return
+    *path, last = key.split(".")
+    for name in path:
+        members = _members(fields(schema)[name].annotation)
+        child = entry.value.get(name)
+        kind = child.value.get("kind") if child is not None and isinstance(child.value, dict) else None
+        sections = [m for m in members if is_section(m) and (kind is None or kind.value in _kinds(m))]
+        if len(sections) != 1 or (child is None and len(members) > 1) or not isinstance(entry.value, dict):
+            return
+        if child is None:
+            child = entry.value[name] = Entry({}, given.source, given.line)
+        schema, entry = sections[0], child
+    if last in fields(schema) and isinstance(entry.value, dict):
+        entry.value[last] = given
+
+
+def _kinds(schema: type) -> tuple[Any, ...]:
+    return get_args(fields(schema)["kind"].annotation) if "kind" in fields(schema) else ()
 
 
 def _look_up(entry: Entry, path: str) -> Entry | None:
@@ -218,7 +268,7 @@ def _annotation(info: pydantic.fields.FieldInfo) -> Any:
 
 
 def _members(annotation: Any) -> list[Any]:
-    """The types of a union, or the one type."""
+    """Return the types of a union, or the one type."""
     if get_origin(annotation) is Annotated:
         return _members(get_args(annotation)[0])
     return list(get_args(annotation)) if get_origin(annotation) in (Union, types.UnionType) else [annotation]
@@ -234,7 +284,7 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def _expected(annotation: Any) -> str:
-    """A type in words, for a key that is missing."""
+    """Return a type in words, for a key that is missing."""
     words = {bool: "true or false", int: "an integer", float: "a number", str: "a string", types.NoneType: "null"}
     found = []
     for member in _members(annotation):

@@ -31,7 +31,7 @@ _WORDS: dict[str, Any] = {
 
 
 class Problem(NamedTuple):
-    """One mistake and its place; `line` is 0 for the command line."""
+    """A mistake and its place; `line` is 0 for the command line."""
 
     source: str
     line: int
@@ -53,7 +53,7 @@ class Entry:
         return Problem(self.source, self.line, text)
 
     def plain(self) -> Any:
-        """The value without places."""
+        """Return the value without places."""
         if isinstance(self.value, dict):
             return {key: entry.plain() for key, entry in self.value.items()}
         if isinstance(self.value, list):
@@ -62,7 +62,7 @@ class Entry:
 
 
 def resolve(text: str) -> Any:
-    """What an unquoted scalar means. A number with a leading zero is ambiguous (octal?) and stays a string."""
+    """Return what an unquoted scalar means. A number with a leading zero is ambiguous (octal?) and stays a string."""
     if text in _WORDS:
         return _WORDS[text]
     if _INTEGER.fullmatch(text):
@@ -73,7 +73,7 @@ def resolve(text: str) -> Any:
 
 
 def read_yaml(path: Path, problems: list[Problem]) -> Entry:
-    """The mapping in a YAML file; what is wrong with it is added to `problems`."""
+    """Read the mapping in a YAML file; what is wrong with it is added to `problems`."""
     empty = Entry({}, str(path), 1)
     try:
         text = path.read_text(encoding="utf-8")
@@ -91,7 +91,7 @@ def read_yaml(path: Path, problems: list[Problem]) -> Entry:
 
 
 def read_value(text: str, problems: list[Problem], *, key: str) -> Entry | None:
-    """The value of a `key=value` override, written as in YAML (`[0.9, 0.98]` is a list); None if it is not YAML."""
+    """Read the value of a `key=value` override, written in YAML (`[0.9, 0.98]` is a list); None if it is not YAML."""
     found: list[Problem] = []
     entry = _parse(text, COMMAND_LINE, found)
     problems.extend(Problem(COMMAND_LINE, 0, f"{key}: {problem.text} (quote the value)") for problem in found)
@@ -99,7 +99,7 @@ def read_value(text: str, problems: list[Problem], *, key: str) -> Entry | None:
 
 
 def dump_yaml(content: Any) -> str:
-    """YAML that `read_yaml` reads back to the same values."""
+    """Return YAML that `read_yaml` reads back to the same values."""
     return yaml.dump(content, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
 
 
@@ -174,7 +174,7 @@ def _line(event: yaml.Event) -> int:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Block mappings, flow lists of scalars, and quotes wherever our reader would not see a string."""
+    """A style: block mappings, flow lists of scalars, and quotes wherever our reader would not see a string."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -22,7 +22,24 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Batch:
+class TensorFields:
+    """A batch of any fields, whose tensors move to a device together."""
+
+    def to(self, device: torch.device) -> Self:
+        """Return the batch with its tensors on `device`; the host does not wait for them."""
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()})
+
+    def pin_memory(self) -> Self:
+        """Return the batch in pinned memory; the loader calls it where batches go to a GPU."""
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Any]:
+        values = {one.name: getattr(self, one.name) for one in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+@dataclass(frozen=True)
+class Batch(TensorFields):
     """Examples padded with zeros to the longest.
 
     `num_targets` is what the loss sum is divided by, counted here because collation knows what will count.
@@ -35,20 +52,10 @@ class Batch:
     target_lengths: Tensor  # (B,) int64
     sample_ids: list[str]
     num_targets: int
-    audio_s: float  # of the examples
-    padded_audio_s: float  # with padding
+    length: float  # of the examples
+    padded_length: float  # with padding
     bad: list[BadSample] = field(default_factory=list)
-
-    def to(self, device: torch.device) -> Self:
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()})
-
-    def pin_memory(self) -> Self:
-        """Called by the loader where batches go to a GPU."""
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
-
-    def _tensors(self) -> dict[str, Any]:
-        values = {one.name: getattr(self, one.name) for one in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    unit: str = "s"
 
 
 def collate(samples: Sequence[Sample], *, bad: Sequence[BadSample] = (), dummy: Sample) -> Batch:
@@ -64,7 +71,7 @@ def collate(samples: Sequence[Sample], *, bad: Sequence[BadSample] = (), dummy: 
         target_lengths=target_lengths,
         sample_ids=[row.sample_id for row in samples],
         num_targets=sum(row.num_targets for row in samples),
-        audio_s=sum(row.audio_s for row in samples),
-        padded_audio_s=longest_s * len(samples),
+        length=sum(row.audio_s for row in samples),
+        padded_length=longest_s * len(samples),
         bad=list(bad),
     )

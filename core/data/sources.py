@@ -1,6 +1,7 @@
-"""What a run trains on: one manifest, or a blend of several by weight.
+"""What a run trains or validates on: one manifest, or a blend of several by weight.
 
-A blend is a YAML file, a list of manifests with whole numbers as weights: of every 3 draws here, 2 are English.
+A blend is a YAML file, a list of manifests with whole numbers as weights: of every 3 draws here, 2 are English. A
+validation takes every clip once, whatever its weight.
 
     sources:
       - {manifest: ../demo/english_train.jsonl, weight: 2}
@@ -34,6 +35,14 @@ class BlendConfig:
     """The file of a blend."""
 
     sources: list[BlendEntry]
+
+
+@section
+class SourcesConfig:
+    """The data of a small recipe. `train`, `valid`: a manifest, or a blend of several."""
+
+    train: str
+    valid: str
 
 
 class TrainingSource(NamedTuple):

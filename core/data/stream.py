@@ -59,8 +59,8 @@ class TrainStream:
 
         `accept_data`: a run that was trained on other manifests goes on with these, as a new segment of the plan.
         """
-        self.micro_batches_per_step = plan.config.micro_batches_per_step
-        check_dp_size(ranks.dp_size, micro_batches_per_step=self.micro_batches_per_step)
+        self.micro_batches_per_step, alike = plan.rules.micro_batches_per_step, plan.rules.alike_micro_batches
+        check_dp_size(ranks.dp_size, micro_batches_per_step=self.micro_batches_per_step, alike=alike)
         self._plan, self._dataset, self._config, self._ranks = plan, dataset, config, ranks
         self._accept_data = accept_data
         self.num_examples = plan.num_examples

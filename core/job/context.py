@@ -36,13 +36,13 @@ _PLAIN = re.compile(
 
 
 def write_run_context(directory: Path, settings: Mapping[str, Any], *, ranks: Ranks, link: int) -> None:
-    """Write both files; on rank 0. `settings`: the resolved configuration as plain values."""
+    """Write both files on rank 0. `settings`: the resolved configuration as plain values."""
     write_json(directory / RUN_CONTEXT, run_context(directory, ranks=ranks, link=link))
     write_whole(directory / RESOLVED_CONFIG, dump_yaml(scrubbed(dict(settings))))
 
 
 def note_effective(directory: Path, facts: Mapping[str, Any]) -> None:
-    """Add what settings came to, once that is known, to the context that `write_run_context` has written; on rank 0."""
+    """Add what settings came to, once known, to the context that `write_run_context` has written; on rank 0."""
     path = directory / RUN_CONTEXT
     if path.exists():
         context = read_json(path)
@@ -97,7 +97,7 @@ def _submitted_code(directory: Path, link: int) -> dict[str, Any] | None:
 
 
 def scrubbed_argv(argv: Sequence[str]) -> list[str]:
-    """The words of a command line with the values of secrets hidden."""
+    """Return the words of a command line with the values of secrets hidden."""
     found: list[str] = []
     is_value = False  # of the option before
     for word in argv:
@@ -114,7 +114,7 @@ def scrubbed_argv(argv: Sequence[str]) -> list[str]:
 
 
 def is_secret(name: str) -> bool:
-    """Whether a key, an option or a variable of this name holds a secret: `api_key`, `--hf-token`, `WANDB_API_KEY`.
+    """Return whether a key, option or variable of this name is a secret: `api_key`, `--hf-token`, `WANDB_API_KEY`.
 
     Not `token_ids`, `num_tokens` or `tokenizer`, whose last word is another.
     """
@@ -124,7 +124,7 @@ def is_secret(name: str) -> bool:
 
 
 def scrubbed(value: Any) -> Any:
-    """Settings, or a text, with the values of secrets hidden."""
+    """Return settings, or a text, with the values of secrets hidden."""
     if isinstance(value, Mapping):
         return {
             key: HIDDEN if is_secret(str(key)) and isinstance(one, str) else scrubbed(one) for key, one in value.items()

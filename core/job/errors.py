@@ -17,26 +17,26 @@ MEMORY_WORDS = ("can't allocate memory", "out of memory", "std::bad_alloc", "CUB
 
 
 class DataError(RuntimeError):
-    """Too many bad samples, or data that is not there."""
+    """The error of too many bad samples, or of data that is not there."""
 
     exit_code = ExitCode.DATA
 
 
 class DivergedError(RuntimeError):
-    """Many updates in a row had no finite gradient."""
+    """The error of many updates in a row without finite gradients."""
 
     exit_code = ExitCode.DIVERGED
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the GPU or the host, on whatever way it was told."""
+    """Return whether memory of the GPU or the host ran out, on whatever way it was told."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in MEMORY_WORDS)
 
 
 def exit_code_of(error: BaseException) -> ExitCode:
-    """What an exception means for the chain; BUG where nobody foresaw it."""
+    """Return what an exception means for the chain; BUG where nobody foresaw it."""
     if isinstance(code := getattr(error, "exit_code", None), ExitCode):
         return code
     if isinstance(error, ConfigError | ValueError):
@@ -53,8 +53,8 @@ def exit_code_of(error: BaseException) -> ExitCode:
 
 
 @contextmanager
-def said_plainly() -> Iterator[None]:
-    """Of a command that is no job: end it with the exit code and the words of an error that somebody foresaw."""
+def exit_on_error() -> Iterator[None]:
+    """End a command that is no job with the exit code and the words of an error that somebody foresaw."""
     try:
         yield
     except Exception as error:
@@ -64,7 +64,7 @@ def said_plainly() -> Iterator[None]:
         raise SystemExit(code) from None
 
 
-def described(error: BaseException) -> str:
-    """An exception in one line."""
+def describe_error(error: BaseException) -> str:
+    """Return an exception in one line."""
     text = str(error).strip()
     return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__

@@ -12,7 +12,7 @@ from core.rundir.processes import GIB
 
 
 def hardware_metrics(device: torch.device) -> dict[str, float]:
-    """`peak_memory_gib` of this process; on a GPU also `gpu_memory_gib`, of all processes, and `gpu_utilization`."""
+    """Return this process's `peak_memory_gib`; on a GPU, `gpu_memory_gib` of all processes, `gpu_utilization`."""
     if device.type != "cuda":
         unit = 1 if sys.platform == "darwin" else 1024
         return {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB}
@@ -30,7 +30,7 @@ def hardware_metrics(device: torch.device) -> dict[str, float]:
 
 @cache
 def peak_flops(device: torch.device) -> float | None:
-    """Dense bf16 operations a second of a GPU, by its data sheet; None for a CPU and a GPU that the table lacks."""
+    """Return a GPU's dense bf16 operations a second by its data sheet; None for a CPU and what the table lacks."""
     return flops.peak(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
@@ -44,7 +44,7 @@ class _Utilization(ctypes.Structure):
 
 @cache
 def _nvml_device(uuid: object) -> tuple[ctypes.CDLL, ctypes.c_void_p] | None:
-    """The driver's management library and its handle of a device, whatever CUDA_VISIBLE_DEVICES says; None without."""
+    """Return the driver's management library and its handle of a device, whatever CUDA_VISIBLE_DEVICES says."""
     try:
         library = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:

@@ -33,13 +33,13 @@ logger = logging.getLogger(__name__)
 
 
 class RunStopped(RuntimeError):  # noqa: N818 - a wish of a person, not a fault
-    """A person cancelled the run, and nobody has lifted that."""
+    """The error of a run that a person cancelled, which nobody has lifted."""
 
     exit_code = ExitCode.CONTINUE
 
 
-class Link:
-    """Rank 0 holds the lease and writes; the other ranks know number and token."""
+class RunningLink:
+    """The link at work. Rank 0 holds the lease and writes; the other ranks know number and token."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -70,7 +70,7 @@ class Link:
             raise problem
 
     def _leave_if_stopped(self, lease: Lease) -> None:
-        """RunStopped where STOP is there: no link gets past it, whoever started it."""
+        """Raise RunStopped where STOP is there: no link gets past it, whoever started it."""
         stop = self._directory / STOP
         if stop.exists():
             lease.release()
@@ -78,14 +78,14 @@ class Link:
             raise RunStopped(f"run {name} was {because}; ./launch.sh extend {name} lifts that, or remove {stop}")
 
     def record_start(self, *, step: int) -> None:
-        """On rank 0: where this link goes on, and with which configuration."""
+        """Record, on rank 0, where this link goes on, and with which configuration."""
         facts: dict[str, Any] = {"job_id": job_from_environment(), "host": socket.gethostname(), "pid": os.getpid()}
         facts |= {"token": self.token, "step": step, "seed": self._seed}
         facts["config_hash"] = hashlib.sha256((self._directory / CONFIG).read_bytes()).hexdigest()[:16]
         record_link(self._directory, event="started", link=self.number, **facts)
 
     def end(self, code: ExitCode, reason: str, *, step: int | None = None) -> ExitCode:
-        """Ledger, report, marker, lease: in this order, so that DONE is never there without what it promises.
+        """Write ledger, report, marker, lease: in this order, so that DONE is never there without what it promises.
 
         Where the run is to go on, the lease is released before the report: a job that is told to leave may be killed
         while it draws, and the next link need not wait.
@@ -101,7 +101,7 @@ class Link:
         facts: dict[str, Any] = {
             "exit_code": int(code),
             "reason": reason,
-            "step": self.phases.place.step if step is None else step,
+            "step": self.phases.current.step if step is None else step,
             "token": self.token,
             "train_s": round(self.phases.train_s, 3),
             "wall_s": round(wall_s, 3),
@@ -129,7 +129,7 @@ class Link:
 
 
 def restart_command(world_size: int) -> str | None:
-    """What to type where this process was started; None where a launcher, srun or a job of many nodes knows better."""
+    """Return what to type where this process was started; None where a launcher, srun or many nodes know better."""
     words = sys.orig_argv
     by_torchrun = ranks_of_torchrun() == world_size
     if link_from_environment()[0] is not None or "-m" not in words or (world_size > 1 and not by_torchrun):

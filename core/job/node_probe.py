@@ -2,7 +2,7 @@
 
     srun python -m core.job.node_probe FOLDER SECONDS
 
-FOLDER/asked.json names the packages whose versions are wanted, and the paths to look for, in words.
+FOLDER/asked.json names the packages whose versions are wanted, the paths to look for, in words, and the precision.
 Each rank writes FOLDER/rank_K.json when it starts, when the ranks have met and measured their collectives, and when
 it got a stop signal (or none came in SECONDS). The launcher sends that signal and judges what it reads.
 """
@@ -24,6 +24,8 @@ import torch.distributed as dist
 
 from core import distributed
 from core.distributed import Ranks
+from core.numerics import all_kernels, faults
+from core.parallel.settings import resolve_precision
 from core.rundir.environment import runs_root, slurm_job
 from core.rundir.whole_files import read_json, write_json
 from core.signals import STOP_SIGNALS
@@ -46,6 +48,9 @@ def main() -> int:
     with distributed.joined() as ranks:
         report |= {"phase": "met", "world_size": ranks.world_size, "device": str(ranks.device)}
         report["gigabytes_per_s"] = _bandwidth(ranks)
+        in_bf16 = resolve_precision(asked["precision"], ranks) == "bf16"
+        dtypes = [torch.float32, torch.bfloat16][: 1 + in_bf16]
+        report["wrong_kernels"] = faults(all_kernels(), dtypes=dtypes, device=ranks.device)
         ranks.barrier()
         report["clock"] = time.time()  # of all ranks at one moment
         write_json(path, report)
@@ -58,7 +63,7 @@ def main() -> int:
 
 
 def _machine(rank: int, packages: Sequence[str]) -> dict[str, Any]:
-    """The node, what is installed there, and what can be seen and written from it."""
+    """Return facts about the node, what is installed there, and what can be seen and written from it."""
     versions = {"python": platform.python_version()}
     for name in packages:
         try:
@@ -79,7 +84,7 @@ def _machine(rank: int, packages: Sequence[str]) -> dict[str, Any]:
 
 
 def _bandwidth(ranks: Ranks) -> float | None:
-    """Bytes that an all-reduce adds up a second, as seen by one rank; None for a rank alone."""
+    """Return the bytes that an all-reduce adds up a second, as seen by one rank; None for a rank alone."""
     if ranks.world_size == 1:
         return None
     data = torch.ones(NUM_FLOATS, device=ranks.device)

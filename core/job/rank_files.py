@@ -19,7 +19,7 @@ from types import TracebackType
 
 import psutil
 
-from core.job.errors import described, exit_code_of
+from core.job.errors import describe_error, exit_code_of
 from core.rundir.exit_codes import ExitCode
 from core.rundir.processes import find_process
 from core.timing.phases import Phases
@@ -30,7 +30,7 @@ LONGEST_REASON = 500
 
 @dataclass(frozen=True)
 class RankState:
-    """What a rank last told of itself. `exit_code` and `reason` once it has failed; `is_stuck` while it hangs."""
+    """The last state that a rank told. `exit_code` and `reason` once it has failed; `is_stuck` while it hangs."""
 
     rank: int
     token: int  # of the run's lease
@@ -47,11 +47,11 @@ class RankState:
     reason: str = ""
 
     def process_here(self) -> psutil.Process | None:
-        """The rank's process, where that lives on this host."""
+        """Return the rank's process, where that lives on this host."""
         return find_process(self.pid, started=self.started) if self.host == socket.gethostname() else None
 
     def condition(self) -> str:
-        """What this host knows of the rank's process: stopped, sleeping, ..., gone; nothing if it is elsewhere."""
+        """Return what this host knows of the rank's process: stopped, sleeping, ..., gone; "" if elsewhere."""
         if self.host != socket.gethostname():
             return ""
         process = self.process_here()
@@ -59,7 +59,7 @@ class RankState:
 
 
 class RankFile:
-    """This rank's file; a context that removes it after a good end, and writes the failure into it after a bad one."""
+    """The file of this rank; a context that removes it after a good end and writes the failure into it otherwise."""
 
     def __init__(self, directory: Path, phases: Phases, *, rank: int, token: int) -> None:
         self.directory = directory
@@ -89,8 +89,8 @@ class RankFile:
                 self.directory.rmdir()  # by the last rank that leaves
 
     def write(self, *, is_stuck: bool = False, error: BaseException | None = None) -> RankState:
-        """Tell where this rank is; a disk that is full does not matter here."""
-        place = self._phases.place
+        """Write where this rank is; a disk that is full does not matter here."""
+        place = self._phases.current
         state = RankState(
             rank=self._rank,
             token=self._token,
@@ -104,7 +104,7 @@ class RankFile:
             seen=time.time(),
             is_stuck=is_stuck,
             exit_code=None if error is None else int(exit_code_of(error)),
-            reason="" if error is None else described(error)[:LONGEST_REASON],
+            reason="" if error is None else describe_error(error)[:LONGEST_REASON],
         )
         line = json.dumps(asdict(state)).encode().ljust(LINE_BYTES - 1) + b"\n"
         with contextlib.suppress(OSError):
@@ -114,11 +114,10 @@ class RankFile:
         return state
 
     def write_stacks(self) -> None:
-        """The stacks of all threads of this process."""
         faulthandler.dump_traceback(self._file, all_threads=True)
 
     def read_others(self) -> list[RankState]:
-        """What the other ranks of this job told, in rank order; without those whose file is gone or torn."""
+        """Return what this job's other ranks told, in rank order; without those whose file is gone or torn."""
         found = []
         for path in sorted(self.directory.glob("rank_*.log")):
             with contextlib.suppress(OSError, ValueError, TypeError), path.open("rb") as file:
@@ -126,7 +125,7 @@ class RankFile:
         return [state for state in found if state.token == self._token and state.rank != self._rank]
 
     def root_cause(self, code: ExitCode, reason: str) -> tuple[ExitCode, str]:
-        """Of a failure here that nobody foresaw: perhaps this rank only lost another one, that failed before it."""
+        """Return the cause of a failure here: perhaps this rank only lost another one that failed before it."""
         others = self.read_others()
         for state in others:
             if state.exit_code is not None and state.exit_code != ExitCode.BUG:

@@ -11,78 +11,42 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Generic, TypeVar
 
 import yaml
 
 from core import distributed
-from core.checkpoint.store import CheckpointConfig, CheckpointStore
+from core.checkpoint.store import CheckpointStore
 from core.config.load import diff, load, to_dict, to_yaml
-from core.config.schema import ConfigError, section
+from core.config.schema import ConfigError
 from core.distributed import Ranks
 from core.job.context import write_run_context
-from core.job.errors import described, exit_code_of
-from core.job.link import Link, restart_command
+from core.job.errors import describe_error, exit_code_of
+from core.job.link import RunningLink, restart_command
 from core.job.rank_files import RankFile
-from core.job.stop import StopConfig, StopSignal
+from core.job.settings import JobConfig
+from core.job.stop import StopSignal
 from core.job.watchdog import Watchdog
-from core.optim.optim import OptimConfig
-from core.report.loggers import LoggerConfig
 from core.rundir.environment import deadline_from_environment, runs_root, slurm_job
 from core.rundir.exit_codes import ExitCode
 from core.rundir.files import CHECKPOINTS, CONFIG, DONE
 from core.rundir.whole_files import write_whole
 from core.timing.phases import Phases
-from core.train.settings import TrainConfig
 
 logger = logging.getLogger(__name__)
 
 FIXED = ("run.seed", "model.", "data.", "plan.", "pretrained.", "predecessor")  # else it is another run
 
-
-@section
-class RunConfig:
-    """Which run, and how this link of it is to be watched.
-
-    `link_steps`: end each link after so many steps (exit code 75). `record_samples`: write the sample ids of each step
-    to samples.jsonl. `accept_data`: the `data` section may differ from the one the run began with; it goes on with the
-    new data as a new segment of the plan. `debug`: four steps with anomaly detection. `profile`: a trace of a few steps
-    under profile/.
-    """
-
-    name: str
-    seed: int = 42
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    link_steps: int | None = None
-    record_samples: bool = False
-    accept_data: bool = False
-    debug: bool = False
-    profile: bool = False
-
-
-class RecipeConfig(Protocol):
-    """The sections that every recipe's configuration has."""
-
-    @property
-    def run(self) -> RunConfig: ...
-    @property
-    def train(self) -> TrainConfig: ...
-    @property
-    def optim(self) -> OptimConfig: ...
-    @property
-    def checkpoint(self) -> CheckpointConfig: ...
-    @property
-    def stop(self) -> StopConfig: ...
-    @property
-    def loggers(self) -> LoggerConfig: ...
+C = TypeVar("C", bound=JobConfig, covariant=True)
+J = TypeVar("J", bound=JobConfig)
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Generic[C]):
     """One link of a run, on one rank."""
 
     directory: Path
-    config: RecipeConfig
+    config: C
     ranks: Ranks
     token: int
     link: int
@@ -109,7 +73,7 @@ class Outcome:
     reason: str
 
 
-def run_job(config: RecipeConfig, body: Callable[[Run], Outcome]) -> int:
+def run_job(config: J, body: Callable[[Run[J]], Outcome]) -> int:
     """Run one link and return its exit code; the ledger gets it too, with the reason in words."""
     directory = runs_root() / config.run.name
     rank, _, world_size = distributed.place()
@@ -123,7 +87,7 @@ def run_job(config: RecipeConfig, body: Callable[[Run], Outcome]) -> int:
     stop.install()
     if rank == 0 and (job := slurm_job()) is not None:
         stop.follow(job)
-    link = Link(directory)
+    link = RunningLink(directory)
     file: RankFile | None = None
     step: int | None = None
     try:
@@ -132,21 +96,21 @@ def run_job(config: RecipeConfig, body: Callable[[Run], Outcome]) -> int:
             changed = ranks.from_first(_compare_config(directory, config) if ranks.is_first else None)
             if changed is not None:
                 raise changed
-            store = CheckpointStore(directory / CHECKPOINTS, config.checkpoint, ranks=ranks, token=link.token)
+            store = CheckpointStore(directory / CHECKPOINTS, config.kept_checkpoints, ranks=ranks, token=link.token)
             if ranks.is_first:
                 link.record_start(step=store.newest_step() or 0)
                 write_run_context(directory, to_dict(config), ranks=ranks, link=link.number)
-            phases = link.phases = Phases(ranks.device, window=config.train.timing.window)
+            phases = link.phases = Phases(ranks.device, window=config.timing.window)
             run = Run(directory, config, ranks, link.token, link.number, stop, store, phases)
             file = RankFile(link.rank_files, phases, rank=rank, token=link.token)
-            limits = config.train.watchdog
+            limits = config.watchdog
             hung = partial(link.end, ExitCode.HANG)
             with file, Watchdog(limits, phases, file, world_size=world_size, on_hang=hung):
                 outcome = body(run)
             code = ExitCode.DONE if outcome.finished else ExitCode.CONTINUE
             reason, step = outcome.reason, outcome.step
     except (Exception, KeyboardInterrupt) as error:
-        code, reason = exit_code_of(error), described(error)
+        code, reason = exit_code_of(error), describe_error(error)
         logger.error("%s", error, exc_info=code == ExitCode.BUG and isinstance(error, Exception))
         if file is not None and code == ExitCode.BUG:
             code, reason = file.root_cause(code, reason)
@@ -158,7 +122,7 @@ def run_job(config: RecipeConfig, body: Callable[[Run], Outcome]) -> int:
     return code
 
 
-def _compare_config(directory: Path, config: RecipeConfig) -> ConfigError | None:
+def _compare_config(directory: Path, config: JobConfig) -> ConfigError | None:
     """Save the configuration of a new run; refuse what would make another run of an old one, log other changes."""
     path = directory / CONFIG
     if path.exists():

@@ -22,7 +22,7 @@ ASK_TIMEOUT_S = 20.0
 
 @section
 class StopConfig:
-    """`margin_s`: how long before the job's end to stop.
+    """Settings of the stop before a job ends: `margin_s` seconds before.
 
     null: 3 x the time of a save + the longest step + 60 s, but at most a tenth of the link.
     """
@@ -41,10 +41,10 @@ class EarlyStopConfig:
 
 
 class StopSignal:
-    """The wish to stop, with its reason; None while there is none."""
+    """The request to stop, with its reason; None while there is none."""
 
     def __init__(self, config: StopConfig, *, deadline: float | None) -> None:
-        """`deadline`: when the job ends, in seconds since the epoch; None where nothing limits it."""
+        """Take the end of the job as `deadline`, in seconds since the epoch; None where nothing limits it."""
         self._margin_s = config.margin_s
         self._deadline = deadline
         self._started = time.time()
@@ -58,8 +58,7 @@ class StopSignal:
             signal.signal(number, self._note)
 
     def follow(self, job: str) -> None:
-        """Take the deadline from SLURM, again and again; for one rank, as a vote is enough. A busy SLURM costs nothing:
-        a thread waits for it."""
+        """Take the deadline from SLURM, repeatedly, in a thread; for one rank, as a vote is enough."""
 
         def ask() -> None:
             while True:
@@ -80,7 +79,7 @@ class StopSignal:
 
     @property
     def margin_s(self) -> float:
-        """Seconds before the deadline at which to stop."""
+        """The seconds before the deadline at which to stop."""
         if self._margin_s is not None:
             return self._margin_s
         wanted = 3 * self._longest_save_s + self._longest_step_s + 60.0
@@ -89,7 +88,7 @@ class StopSignal:
 
     @property
     def reason(self) -> str | None:
-        """Why this rank wants to stop now, in words; None if it does not."""
+        """The reason why this rank wants to stop now, in words; None if it does not."""
         if self._signal is not None:
             return f"signal {self._signal}"
         if self._deadline is not None and time.time() >= self._deadline - self.margin_s:
@@ -98,7 +97,7 @@ class StopSignal:
 
 
 def end_of_slurm_job(job: str) -> float | None:
-    """When SLURM will end a job, in seconds since the epoch; None where it has no limit, or SLURM does not say."""
+    """Return when SLURM will end a job, in seconds since the epoch; None without a limit or an answer."""
     command = ["squeue", "--noheader", f"--jobs={job}", "--format=%e"]
     environment = {**os.environ, "SLURM_TIME_FORMAT": "%s"}
     try:
@@ -109,7 +108,7 @@ def end_of_slurm_job(job: str) -> float | None:
 
 
 class EarlyStop:
-    """Counts validations without improvement; its state travels in the checkpoint."""
+    """A count of validations without improvement; its state travels in the checkpoint."""
 
     def __init__(self, config: EarlyStopConfig) -> None:
         self._config = config
@@ -117,7 +116,7 @@ class EarlyStop:
         self._stale = 0
 
     def observe(self, metrics: Mapping[str, float]) -> bool:
-        """True when it is time to stop. ValueError for a metric that the validation does not report."""
+        """Return whether it is time to stop. ValueError for a metric that the validation does not report."""
         if self._config.metric not in metrics:
             raise ValueError(
                 f"train.early_stop.metric={self._config.metric} is not among the validation metrics: {sorted(metrics)}"

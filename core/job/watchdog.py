@@ -37,7 +37,7 @@ NUM_NAMED = 8  # ranks that the message names
 
 @section
 class WatchdogConfig:
-    """`limit_s`: how long a rank may stay in one phase of a step before the job ends with exit code 86.
+    """Settings of the watchdog. `limit_s`: how long a rank may stay in one phase before the job ends with exit code 86.
 
     null: 3 x the 99th percentile of step times, at least 120 s.
     """
@@ -74,10 +74,10 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._ended.wait(self._limit_s / 20):
             self._file.write()
-            place = self._phases.place
+            place = self._phases.current
             allowed_s = self._allowed_s(place.phase)
             if allowed_s is not None and time.monotonic() - place.since > allowed_s:
-                self._accuse(place.entered)
+                self._report_hang(place.entered)
 
     @property
     def _limit_s(self) -> float:
@@ -90,7 +90,7 @@ class Watchdog:
         return min(ANSWER_S, self._limit_s / 4)
 
     def _allowed_s(self, phase: str) -> float | None:
-        """How long this rank may be in `phase`; in a step such that a hang is named within the limit."""
+        """Return how long this rank may be in `phase`; in a step such that a hang is named within the limit."""
         if phase == "outside":
             return None
         if phase == "save":
@@ -99,8 +99,8 @@ class Watchdog:
             return max(self._limit_s, SLOW_PHASE_S)
         return self._limit_s - self._answer_s
 
-    def _accuse(self, entered: int) -> None:
-        """This rank is stuck: find out who hung, and leave; or go on where it was slow and moved after all."""
+    def _report_hang(self, entered: int) -> None:
+        """Find out who hung, since this rank is stuck, and leave; or go on where it was slow and moved after all."""
         me = self._file.write(is_stuck=True)
         self._file.write_stacks()
         end = time.monotonic() + self._answer_s
@@ -108,7 +108,7 @@ class Watchdog:
         while sum(state.is_stuck for state in others) < self._world_size - 1 and time.monotonic() < end:
             time.sleep(0.1)
             others = self._file.read_others()
-        if self._phases.place.entered != entered:
+        if self._phases.current.entered != entered:
             return
         stuck = [me, *(state for state in others if state.is_stuck)]
         silent = [state for state in others if not state.is_stuck]
@@ -122,7 +122,7 @@ class Watchdog:
             with contextlib.suppress(psutil.Error):
                 worker.kill()  # one that hangs would outlive this process
         if me.rank == min(state.rank for state in stuck):
-            reason = f"{verdict(stuck, silent, world_size=self._world_size)}; stacks in {self._file.directory}"
+            reason = f"{describe_hang(stuck, silent, world_size=self._world_size)}; stacks in {self._file.directory}"
             logger.error("%s", reason)
             self._on_hang(reason)
         else:
@@ -130,8 +130,8 @@ class Watchdog:
         os._exit(ExitCode.HANG)  # the main thread cannot be woken
 
 
-def verdict(stuck: Sequence[RankState], silent: Sequence[RankState], *, world_size: int) -> str:
-    """Who hung, and in what, in words. Who is silent did; else who is behind, for the others wait for it."""
+def describe_hang(stuck: Sequence[RankState], silent: Sequence[RankState], *, world_size: int) -> str:
+    """Tell who hung, and in what, in words: who is silent, or else who is behind, for the others wait for it."""
     if unknown := sorted(set(range(world_size)) - {state.rank for state in [*stuck, *silent]}):
         return f"ranks {unknown[:NUM_NAMED]} of {world_size} told nothing, and the others wait for them"
     behind = min(state.entered for state in stuck)

@@ -40,7 +40,7 @@ def contrastive_loss(
     group: dist.ProcessGroup | None,
     kind: Kind = "infonce",
 ) -> LossOutput:
-    """Cross-entropy of each pair against all others, both ways (Radford et al. 2021, arXiv:2103.00020).
+    """Return the cross-entropy of each pair against all others, both ways (Radford et al. 2021, arXiv:2103.00020).
 
         L[i, j] = min(exp(log_scale), 100) <speech_i, text_j>
         loss_sum = sum_i ( -ln softmax(L[i, :])[i] - ln softmax(L[:, i])[i] ) / 2
@@ -95,7 +95,7 @@ def _cross_entropy(
     group: dist.ProcessGroup | None,
     kind: Kind,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Half the sum of both directions, and how many rows of each have the highest logit at their own column."""
+    """Return half the sum of both directions, and how many rows of each have the highest logit at their own column."""
     first = place(counts, group)
     is_left_out = None if keys is None else _equal_others(keys, gather_rows(keys, counts, group), first=first)
     if group is None:
@@ -111,20 +111,20 @@ def _cross_entropy(
 
 
 def _own_alive(rows: Tensor, first: int, counts: list[int], group: dist.ProcessGroup) -> Tensor:
-    """The rows of all ranks as constants, but for this rank's."""
+    """Return the rows of all ranks, as constants but for this rank's."""
     gathered = gather_rows(rows.detach(), counts, group)
     return torch.cat([gathered[:first], rows, gathered[first + len(rows) :]])
 
 
 def _equal_others(keys: Tensor, all_keys: Tensor, *, first: int) -> Tensor:
-    """keys (n,), all_keys (N,) -> (n, N), True where another pair has the same text."""
+    """Return, for keys (n,) and all_keys (N,), a mask (n, N): True where another pair has the same text."""
     is_equal = keys[:, None] == all_keys
     is_equal.diagonal(first).fill_(False)
     return is_equal
 
 
 class _OneWay(torch.autograd.Function):
-    """sum_i logsumexp(L[i, :]) - L[i, first + i] of L = rows columns', and the number of rows whose own is highest.
+    """The sum_i logsumexp(L[i, :]) - L[i, first + i] of L = rows columns', and how many rows have their own highest.
 
     Only the logits are kept for backward: their softmax is one more pass, and the mask is in them as -inf.
     """
@@ -177,7 +177,7 @@ def _logits(rows: Tensor, columns: Tensor, is_left_out: Tensor | None) -> Tensor
 
 
 def _along(logits: Tensor, *, dim: int, first: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The cross-entropy along a dimension, summed; logsumexp along it; how many own logits are the highest."""
+    """Return the cross-entropy along a dimension, summed; logsumexp along it; how many own logits are the highest."""
     own = logits.diagonal(first)
     if not len(own):
         return logits.new_zeros(()), own, logits.new_zeros((), dtype=torch.long)

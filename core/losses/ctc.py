@@ -13,13 +13,13 @@ from core.text.vocabulary import BLANK_ID
 
 
 def required_frames(targets: ArrayLike) -> int:
-    """The fewest frames that can spell the targets: one each, and a blank between equal neighbours."""
+    """Return the fewest frames that can spell the targets: one each, and a blank between equal neighbours."""
     ids = np.asarray(targets)
     return len(ids) + int((ids[1:] == ids[:-1]).sum())
 
 
 def is_feasible(num_frames: int, targets: ArrayLike) -> bool:
-    """Whether `ctc_loss` counts an utterance: it has targets, and its encoder frames can spell them.
+    """Return whether `ctc_loss` counts an utterance: it has targets, and its encoder frames can spell them.
 
     Collation counts the characters of these utterances only, so that the count and the sum agree.
     """
@@ -27,7 +27,7 @@ def is_feasible(num_frames: int, targets: ArrayLike) -> bool:
 
 
 def ctc_loss(logits: Tensor, lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> LossOutput:
-    """Negative log-likelihood of the targets under all their alignments.
+    """Return the negative log-likelihood of the targets under all their alignments.
 
         loss_sum = sum_b -ln sum_{paths that collapse to targets_b} prod_t softmax(logits[b, t])[path_t]
 
@@ -66,7 +66,9 @@ def intermediate_ctc_loss(
     *,
     weight: float,
 ) -> LossOutput:
-    """(1 - weight) CTC(logits) + weight mean_i CTC(intermediate_i) (Lee and Watanabe 2021, arXiv:2102.03216, eq. 12).
+    """Return a weighted sum of the CTC losses of the last and of inner layers (Lee and Watanabe 2021, eq. 12).
+
+        loss_sum = (1 - weight) CTC(logits) + weight mean_i CTC(intermediate_i)     (arXiv:2102.03216)
 
     Shapes and reduction as in `ctc_loss`; without intermediate logits it is that. Metric `final_loss`: the first term
     a character, without its weight.
@@ -82,7 +84,7 @@ def intermediate_ctc_loss(
 
 
 def _is_counted(lengths: Tensor, targets: Tensor, target_lengths: Tensor) -> Tensor:
-    """`is_feasible` of each utterance: (B,) bool."""
+    """Return `is_feasible` of each utterance: (B,) bool."""
     positions = torch.arange(targets.shape[1], device=targets.device)
     is_repeat = (targets[:, 1:] == targets[:, :-1]) & (positions[1:] < target_lengths[:, None])
     return (target_lengths > 0) & (target_lengths + is_repeat.sum(dim=1) <= lengths)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def count_rows(num_rows: int, group: dist.ProcessGroup | None) -> list[int]:
-    """The number of rows of each rank of the group.
+    """Return the number of rows of each rank of the group.
 
     It travels between CPUs, so that the host does not wait for the accelerator: the group needs a CPU backend as well,
     as the groups of core/distributed.py have it. None: a process alone.
@@ -22,12 +22,12 @@ def count_rows(num_rows: int, group: dist.ProcessGroup | None) -> list[int]:
 
 
 def place(counts: list[int], group: dist.ProcessGroup | None) -> int:
-    """Where the rows of this rank begin among those of all."""
+    """Return where the rows of this rank begin among those of all."""
     return 0 if group is None else sum(counts[: dist.get_rank(group)])
 
 
 def gather_rows(rows: Tensor, counts: list[int], group: dist.ProcessGroup | None) -> Tensor:
-    """(n, ...) of each rank -> (N, ...) in rank order; ranks may have different n.
+    """Return the rows (n, ...) of each rank as (N, ...) in rank order; ranks may have different n.
 
     Backward adds up what all ranks' losses say about a row and gives it to the rank that the row came from. So the
     gradient of the sum of all ranks' losses is exact, where each rank's loss is a sum over its own rows.

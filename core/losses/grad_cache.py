@@ -36,7 +36,7 @@ def grad_cache_loss(
     chunk_rows: int,
     group: dist.ProcessGroup | None,
 ) -> list[Callable[[], LossOutput]]:
-    """The parts of a loss over `num_rows` rows, each to be called and sent backward before the next.
+    """Return the parts of a loss over `num_rows` rows, each to be called and sent backward before the next.
 
     Their sums add up to the loss: the first has its value and its metrics, the others are 0; together their gradients
     are the loss's. `encode` must treat each row by itself (no batch statistics). All ranks of `group` encode equally
@@ -69,7 +69,7 @@ class _Encoded:
         self.embeddings = encode(rows)
 
     def again(self) -> PairEmbeddings:
-        """The same, with gradients; random numbers go on as if it had not been."""
+        """Encode the chunk once more, with gradients and the same random numbers; those of others are not disturbed."""
         now = _random_state()
         _set_random_state(self._state)
         try:
@@ -79,7 +79,7 @@ class _Encoded:
 
 
 def _part(chunk: _Encoded, gradients: list[Tensor], value: LossOutput) -> LossOutput:
-    """`value`, whose gradient is that of the chunk's embeddings: even 0 reaches each parameter, as engines expect."""
+    """Return `value` with the gradient of the chunk's embeddings: even 0 reaches each parameter, as engines expect."""
     embeddings = [tensor for tensor in chunk.again() if tensor is not None]
     products = [(x * gradient).sum() for x, gradient in zip(embeddings, gradients, strict=True)]
     total = torch.stack(products).sum()
@@ -87,7 +87,7 @@ def _part(chunk: _Encoded, gradients: list[Tensor], value: LossOutput) -> LossOu
 
 
 def _leaves(chunks: list[PairEmbeddings]) -> PairEmbeddings:
-    """The embeddings of all chunks as leaves of a graph of their own."""
+    """Return the embeddings of all chunks as leaves of a graph of their own."""
     _, _, log_scale, bias = chunks[0]
     return PairEmbeddings(
         torch.cat([chunk.speech for chunk in chunks]).requires_grad_(),

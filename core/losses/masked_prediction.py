@@ -14,7 +14,7 @@ from core.losses.output import LossOutput, Metrics
 
 @section
 class MaskedPredictionConfig:
-    """What the loss is made of, relative to the masked frames.
+    """The weights of the parts of the loss, relative to that of the masked frames.
 
     `unmasked_weight`: of the frames that are not masked (fairseq's pred_nomask_weight). 0 in the published models; more
     than 0 makes the convolutions learn sooner where there is little speech, and all frames are predicted, which costs
@@ -26,7 +26,7 @@ class MaskedPredictionConfig:
 
 
 def frames_to_predict(labels: Tensor, masked_frames: Tensor, config: MaskedPredictionConfig) -> Tensor:
-    """The numbers of the frames whose logits `prediction_loss` takes: the masked ones (B, K), or all (B, T)."""
+    """Return the numbers of the frames whose logits `prediction_loss` takes: the masked ones (B, K), or all (B, T)."""
     if not config.unmasked_weight:
         return masked_frames
     return torch.arange(labels.size(1), device=labels.device).expand_as(labels)
@@ -41,7 +41,7 @@ def prediction_loss(
     *,
     config: MaskedPredictionConfig,
 ) -> LossOutput:
-    """`masked_prediction_loss` plus the weighted cross-entropy of the frames that are not masked.
+    """Return `masked_prediction_loss` plus the weighted cross-entropy of the frames that are not masked.
 
     logits of `frames_to_predict`: (B, K, N) or (B, T, N); labels (B, T), num_frames (B,), masked_frames (B, K),
     penalties (B,). Reduction: SUM, to be divided by the number of masked frames. Further metric: `unmasked_accuracy`.
@@ -52,7 +52,8 @@ def prediction_loss(
     index = masked_frames[..., None].expand(-1, -1, logits.size(2))
     masked = masked_prediction_loss(logits.gather(1, index), targets, penalties, penalty_weight=weight)
     with torch.autocast(logits.device.type, enabled=False):
-        cross_entropy = F.cross_entropy(logits.float().mT, labels, reduction="none")  # (B, T)
+        full = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        cross_entropy = F.cross_entropy(full.mT, labels, reduction="none")  # (B, T)
         is_open = _open_frames(labels, num_frames, masked_frames)
         unmasked = torch.where(is_open, cross_entropy, 0.0).sum()
     num_correct = ((logits.detach().argmax(-1) == labels) & is_open).sum()
@@ -63,7 +64,7 @@ def prediction_loss(
 def masked_prediction_loss(
     logits: Tensor, targets: Tensor, penalties: Tensor, *, penalty_weight: float = 10.0
 ) -> LossOutput:
-    """Cross-entropy of the masked frames, and a penalty on large features of the convolutions.
+    """Return the cross-entropy of the masked frames, and a penalty on large features of the convolutions.
 
         loss_sum = sum_b [ sum_{k=1..K} -ln softmax(logits[b, k])[targets[b, k]] + penalty_weight K penalties[b] ]
 
@@ -77,9 +78,10 @@ def masked_prediction_loss(
     """
     num_clips, num_masked = targets.shape
     with torch.autocast(logits.device.type, enabled=False):
-        flat, wanted = logits.float().flatten(0, 1), targets.flatten()
+        full = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        flat, wanted = full.flatten(0, 1), targets.flatten()
         cross_entropy = F.cross_entropy(flat, wanted, reduction="sum")
-        penalty = penalties.float().sum() * num_masked
+        penalty = penalties.to(full.dtype).sum() * num_masked
     count = float(num_clips * num_masked)
     num_correct = (flat.detach().argmax(-1) == wanted).sum()
     metrics: dict[str, tuple[Tensor | float, Tensor | float]] = {
@@ -91,7 +93,7 @@ def masked_prediction_loss(
 
 
 def frame_accuracies(logits: Tensor, labels: Tensor, num_frames: Tensor, masked_frames: Tensor) -> Metrics:
-    """How many frames have the highest logit at their label, masked and not, of a whole batch, for validation.
+    """Count the frames that have the highest logit at their label, masked and not, of a whole batch, for validation.
 
     logits (B, T, N) of all frames, labels (B, T), num_frames (B,), masked_frames (B, K). Metrics `masked_accuracy` and
     `unmasked_accuracy`.
@@ -107,6 +109,6 @@ def frame_accuracies(logits: Tensor, labels: Tensor, num_frames: Tensor, masked_
 
 
 def _open_frames(labels: Tensor, num_frames: Tensor, masked_frames: Tensor) -> Tensor:
-    """(B, T): True at the frames of a clip that are not masked."""
+    """Return a mask (B, T): True at the frames of a clip that are not masked."""
     is_valid = torch.arange(labels.size(1), device=labels.device) < num_frames[:, None]
     return is_valid & ~torch.zeros_like(is_valid).scatter_(1, masked_frames, True)

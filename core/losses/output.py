@@ -1,9 +1,13 @@
-"""What a loss function hands to the training loop."""
+"""What a loss function hands to the training loop, and how the loop keeps one that counts for nothing from harm."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 Metrics = Mapping[str, tuple[Tensor | float, Tensor | float]]
 
@@ -18,3 +22,22 @@ class LossOutput:
 
     loss_sum: Tensor  # scalar
     metrics: Metrics = field(default_factory=dict)
+
+
+@contextmanager
+def zero_gradients(model: nn.Module) -> Iterator[None]:
+    """Replace the gradients of all that the model returns by exactly 0, for an empty micro-batch whose loss may be NaN.
+
+    To multiply the loss by 0 is not enough: 0 x NaN is NaN. Tensors may be in tuples, lists and dicts.
+    """
+
+    def hook(_: nn.Module, inputs: Any, output: Any) -> None:
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                tensor.register_hook(torch.zeros_like)
+
+    handle = model.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

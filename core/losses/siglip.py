@@ -28,10 +28,10 @@ def sigmoid_sum(
     counts: list[int],
     group: dist.ProcessGroup | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """speech, text (n, D), keys (n,) or None, scale, bias (1,); counts: n of each rank -> the sum over this rank's i.
+    """Return the loss, summed over this rank's i.
 
-    Pairs of equal keys are left out where i is not j. Also the numbers of this rank's speech and of its texts to which
-    no other is as near as their own.
+    speech, text (n, D), keys (n,) or None, scale, bias (1,); counts: n of each rank. Pairs of equal keys are left out
+    where i is not j. Also the numbers of this rank's speech and of its texts to which no other is as near as their own.
     """
     if keys is None:  # no two are equal
         before = 0 if group is None else sum(counts[: dist.get_rank(group)])
@@ -48,12 +48,12 @@ class _Hops:
 
     @property
     def sizes(self) -> list[int]:
-        """Rows of the block that is here in hop 0, 1, ...: each comes from the rank before."""
+        """The rows of the block that is here in hop 0, 1, ...: each comes from the rank before."""
         rank = 0 if self.group is None else dist.get_rank(self.group)
         return [self.counts[rank - hop] for hop in range(len(self.counts))]
 
     def padded(self, rows: Tensor) -> Tensor:
-        """As long as the longest block, so that every hop is of one size."""
+        """Return rows padded to the longest block, so that every hop is of one size."""
         return F.pad(rows, (0, 0) * (rows.dim() - 1) + (0, max(self.counts) - len(rows)))
 
     def pass_on(self, *blocks: Tensor) -> list[Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class AttentionState(NamedTuple):
-    """What a causal attention keeps of the past: keys and values (B, heads, frames, head_dim), and the frames seen."""
+    """The past that a causal attention keeps: keys and values (B, heads, frames, head_dim), and the frames seen."""
 
     keys: Tensor
     values: Tensor
@@ -16,7 +16,7 @@ class AttentionState(NamedTuple):
 
 
 class SelfAttention(nn.Module):
-    """`causal`: a frame sees itself and at most `left_context` frames before it (None: all). `rotary`: order counts."""
+    """Attention in which, if `causal`, a frame sees itself and at most `left_context` (None: all) before it."""
 
     def __init__(
         self, dim: int, *, num_heads: int, dropout: float, causal: bool, left_context: int | None, rotary: bool
@@ -30,7 +30,7 @@ class SelfAttention(nn.Module):
         self.output = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, is_valid: Tensor) -> Tensor:
-        """x (B, T, dim), is_valid (B, T) bool -> (B, T, dim)."""
+        """Map x (B, T, dim) and is_valid (B, T) bool to (B, T, dim)."""
         q, k, v = self._heads(x, first=0)
         num_frames = x.size(1)
         if self.causal and self.left_context is None:  # padding is at the end: no valid frame sees it
@@ -43,7 +43,7 @@ class SelfAttention(nn.Module):
         return self._attend(q, k, v, mask=mask)
 
     def stream(self, x: Tensor, state: AttentionState | None) -> tuple[Tensor, AttentionState]:
-        """The next T frames -> (B, T, dim) and the keys and values to keep."""
+        """Map the next T frames to (B, T, dim), and return the keys and values to keep as well."""
         if not self.causal:
             raise ValueError("causal=false: attention sees the whole sequence; it cannot stream")
         num_seen = 0 if state is None else state.num_seen
@@ -55,7 +55,7 @@ class SelfAttention(nn.Module):
         return y, AttentionState(k[:, :, first_kept:], v[:, :, first_kept:], num_seen + x.size(1))
 
     def _heads(self, x: Tensor, *, first: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each (B, heads, T, head_dim), of frames `first`, `first` + 1, ..."""
+        """Return queries, keys and values, each (B, heads, T, head_dim), of frames `first`, `first` + 1, ..."""
         qkv = self.to_qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, T, 3, heads, head_dim)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         if self.rotary:
@@ -64,7 +64,7 @@ class SelfAttention(nn.Module):
         return q, k, v
 
     def _window(self, num_queries: int, num_keys: int, *, device: torch.device) -> Tensor:
-        """(queries, keys) bool, True where the key is seen; the last key belongs to the last query."""
+        """Return a mask (queries, keys), True where the key is seen; the last key belongs to the last query."""
         query = torch.arange(num_keys - num_queries, num_keys, device=device)[:, None]
         key = torch.arange(num_keys, device=device)[None, :]
         is_seen = key <= query
@@ -77,7 +77,7 @@ class SelfAttention(nn.Module):
 
 
 def _rotary_angles(first: int, num_frames: int, head_dim: int, *, device: torch.device) -> Tensor:
-    """Angle of each frame and pair of features, (T, head_dim / 2), float32. Su et al. (2021), arXiv:2104.09864."""
+    """Return the angle of each frame and pair of features, (T, head_dim / 2) fp32 (Su et al., arXiv:2104.09864)."""
     frame = torch.arange(first, first + num_frames, device=device, dtype=torch.float32)
     frequency = 10000.0 ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
     return frame[:, None] * frequency

@@ -46,7 +46,7 @@ class HubertSpeechConfig:
 
 @section
 class CsaConfig:
-    """The defaults beside the encoders are those of CSRef 2.0: the space is that of the text encoder.
+    """Sizes of the model; the defaults beside the encoders are those of CSRef 2.0, in the space of the text encoder.
 
     `projection_dim`: both sides are projected to this width; null: the pooled speech meets the text as it is.
     `scale_init`: what the cosines are multiplied by at the beginning. `bias_init`: what is added to them, for the loss
@@ -62,15 +62,15 @@ class CsaConfig:
 
     @property
     def has_frozen_text(self) -> bool:
-        """Whether the text encoder stands outside of the trained model: `FrozenText`."""
+        """Whether the text encoder stands outside of the trained model, as a `FrozenText`."""
         return isinstance(self.text, PretrainedTextConfig) and self.text.frozen
 
 
 class CsaModel(nn.Module):
-    """What is trained. A frozen text encoder is no part of it: its features come in."""
+    """The model that is trained. A frozen text encoder is no part of it: its features come in."""
 
     def __init__(self, config: CsaConfig, *, text_dim: int | None = None, vocab_size: int | None = None) -> None:
-        """`text_dim`: width of the features that a frozen text encoder gives. `vocab_size`: of an own text encoder."""
+        """Take the width of a frozen text encoder's features, or the vocabulary of a text encoder of our own."""
         super().__init__()
         self.config = config
         self.speech_encoder = _speech_encoder(config.speech)
@@ -108,7 +108,7 @@ class CsaModel(nn.Module):
         num_tokens: Tensor | None = None,
         text_features: Tensor | None = None,
     ) -> PairEmbeddings:
-        """audio (B, S), num_samples (B,), and token_ids (B, L), num_tokens (B,) or text_features (B, text_dim).
+        """Take audio (B, S), num_samples (B,), and token_ids (B, L), num_tokens (B,) or text_features (B, text_dim).
 
         All that has gradients happens in this one call. The embeddings are fp32, also under autocast.
         """
@@ -128,12 +128,12 @@ class CsaModel(nn.Module):
         return PairEmbeddings(_unit(speech), _unit(text), log_scale, bias)
 
     def blocks(self) -> list[nn.Module]:
-        """The unit of activation checkpointing, compilation and sharding."""
+        """Return the modules to checkpoint, compile and shard one by one."""
         return self.speech_encoder.blocks() + (self.text_encoder.blocks() if self.text_encoder is not None else [])
 
 
 class HubertSpeech(nn.Module):
-    """Our HuBERT; in training it passes over layers as its configuration says."""
+    """Our HuBERT, which skips layers in training as its configuration says."""
 
     def __init__(self, config: HubertConfig) -> None:
         super().__init__()
@@ -142,7 +142,7 @@ class HubertSpeech(nn.Module):
         self.output_dim = config.dim
 
     def forward(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        """audio (B, S), num_samples (B,) -> hidden (B, T, D), lengths (B,)."""
+        """Map audio (B, S) and num_samples (B,) to hidden (B, T, D) and lengths (B,)."""
         config = self.model.config
         draws = torch.rand(config.num_layers) if self.training and config.layer_drop else torch.ones(0)
         dropped = [number for number, draw in enumerate(draws.tolist()) if draw < config.layer_drop]

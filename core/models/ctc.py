@@ -12,7 +12,7 @@ from core.text.vocabulary import BLANK_ID
 
 @section
 class CTCHeadConfig:
-    """How the output layer starts. Small weights give nearly equal probabilities to all symbols; the biases then say
+    """The start of the output layer. Small weights give nearly equal probabilities to all symbols; the biases then say
     how much more often blank is expected than any one character (the seed system used gain 0.1, biases 0.1 and 0.2).
     """
 
@@ -32,12 +32,12 @@ class CTCHeadConfig:
 
 
 class Encoder(Protocol):
-    """What CTCModel asks of an encoder, besides being an nn.Module."""
+    """The interface that CTCModel demands of an encoder, besides being an nn.Module."""
 
     output_dim: int
 
     def __call__(self, features: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
-        """features (B, T, F), num_frames (B,) -> hidden (B, T', output_dim), lengths (B,)."""
+        """Map features (B, T, F) and num_frames (B,) to hidden (B, T', output_dim) and lengths (B,)."""
         ...
 
     def stream(self, features: Tensor, state: Any = None) -> tuple[Tensor, Any]: ...
@@ -48,17 +48,17 @@ class Encoder(Protocol):
 
 
 class TappedEncoder(Encoder, Protocol):
-    """What intermediate blocks ask of it besides."""
+    """An encoder that also gives the output of intermediate blocks."""
 
     def tapped(
         self, features: Tensor, num_frames: Tensor, *, after: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """As a call, and the hidden frames (B, T', output_dim) after some of the blocks, counted from 1."""
+        """Return what a call gives, and the hidden frames (B, T', output_dim) after some blocks, from 1."""
         ...
 
 
 class CTCOutput(NamedTuple):
-    """What the CTC loss takes."""
+    """The input of the CTC loss."""
 
     logits: Tensor  # (B, T', V)
     lengths: Tensor  # (B,)
@@ -80,7 +80,7 @@ class CTCModel(nn.Module):
         )
 
     def forward(self, features: Tensor, num_frames: Tensor) -> CTCOutput:
-        """features (B, T, F), num_frames (B,)"""
+        """Map features (B, T, F) and num_frames (B,) to the input of the loss."""
         if not (self.training and self.intermediate_blocks):
             hidden, lengths = self.encoder(features, num_frames)
             return CTCOutput(self.projection(hidden), lengths, [])
@@ -91,12 +91,12 @@ class CTCModel(nn.Module):
         return CTCOutput(self.projection(hidden), lengths, intermediate)
 
     def log_probs(self, features: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (B, T', V) in fp32, lengths (B,): what decoding takes."""
+        """Return log-probabilities (B, T', V) in fp32 and lengths (B,), for decoding."""
         logits, lengths, _ = self(features, num_frames)
         return logits.float().log_softmax(dim=-1), lengths
 
     def stream(self, features: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """The log-probabilities (B, t', V) that the next frames (B, t, F) complete, and the encoder's state."""
+        """Return log-probabilities (B, t', V) that the next frames (B, t, F) complete, and the encoder's state."""
         hidden, state = self.encoder.stream(features, state)
         return self.projection(hidden).float().log_softmax(dim=-1), state
 
@@ -104,5 +104,5 @@ class CTCModel(nn.Module):
         return self.encoder.output_lengths(num_frames)
 
     def blocks(self) -> list[nn.Module]:
-        """The unit of activation checkpointing, compilation and sharding."""
+        """Return the modules to checkpoint, compile and shard one by one."""
         return self.encoder.blocks()

@@ -12,14 +12,14 @@ _LEVELS = 2**16
 
 
 class Dropout(nn.Module):
-    """As nn.Dropout; p is rounded to 1 / 65536."""
+    """A faster nn.Dropout whose p is rounded to 1 / 65536."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
-        """x of any shape -> x with a share p of zeros, the rest divided by 1 - p; in evaluation x."""
+        """Set a share p of x, of any shape, to zero and divide the rest by 1 - p; return x in evaluation."""
         dropped_levels = round(self.p * _LEVELS)
         if not self.training or dropped_levels == 0:
             return x

@@ -17,12 +17,12 @@ EncoderConfig = LMUEncoderConfig | AttentionLMUEncoderConfig
 def batch_flops(
     of_frames: Callable[[int], float], *, num_frames: Sequence[int], padded_frames: int
 ) -> tuple[float, float]:
-    """(useful, padded) of a batch: the sequences at their own lengths, and all at the longest."""
+    """Return (useful, padded) operations of a batch: its sequences at their own lengths, and all at the longest."""
     return sum(of_frames(length) for length in num_frames), len(num_frames) * of_frames(padded_frames)
 
 
 def ctc_training(config: EncoderConfig, num_frames: int, *, vocab_size: int, num_heads: int = 1) -> float:
-    """Forward and backward of a sequence of `num_frames` feature frames through encoder and output layers."""
+    """Count forward and backward of `num_frames` feature frames through encoder and output layers."""
     dim = config.dim if isinstance(config, LMUEncoderConfig) else config.output_dim
     head = flops.linear(num_rows=config.output_lengths(num_frames), input_dim=dim, output_dim=vocab_size)
     first = first_layer_forward(config, num_frames)
@@ -30,14 +30,14 @@ def ctc_training(config: EncoderConfig, num_frames: int, *, vocab_size: int, num
 
 
 def encoder_forward(config: EncoderConfig, num_frames: int) -> float:
-    """A sequence of `num_frames` feature frames through the encoder."""
+    """Count the forward of a sequence of `num_frames` feature frames through the encoder."""
     if isinstance(config, LMUEncoderConfig):
         return _lmu_encoder(config, num_frames)
     return _attention_lmu_encoder(config, num_frames)
 
 
 def first_layer_forward(config: EncoderConfig, num_frames: int) -> float:
-    """The layer that reads the features: nobody asks for the gradient of its input."""
+    """Count the layer that reads the features: nobody asks for the gradient of its input."""
     if isinstance(config, AttentionLMUEncoderConfig):
         return flops.linear(num_rows=num_frames, input_dim=config.input_dim, output_dim=config.dim)
     half, bins = -(-num_frames // 2), -(-config.input_dim // 2)
@@ -110,7 +110,7 @@ def _attention_lmu_memory(config: AttentionLMUEncoderConfig, num_frames: int) ->
 def _parallel_memory(
     num_frames: int, *, order: int, channels: int, num_directions: int, form: lmu_memory.Form
 ) -> float:
-    """All directions, in the form that runs."""
+    """Count the memory of all directions, in the form that runs."""
     if num_frames < 1:
         return 0.0
     each = channels // num_directions

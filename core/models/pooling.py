@@ -17,7 +17,7 @@ PoolingKind = Literal["att_flat", "mean", "cls"]
 
 @section
 class PoolingConfig:
-    """`att_flat`: a learned weighted mean; `mean`: of all; `cls`: the first, where BERT's [CLS] stands.
+    """The pooling. `att_flat`: a learned weighted mean; `mean`: of all; `cls`: the first, where BERT's [CLS] stands.
 
     For att_flat: `hidden_dim` of the network that weighs (null: half of the width), its `dropout`, and `glimpses`: how
     many weighted means, each of an equal part of the channels.
@@ -34,21 +34,21 @@ class PoolingConfig:
 
 
 def build_pooling(config: PoolingConfig, dim: int, *, output_dim: int) -> nn.Module:
-    """A module of (B, T, dim), lengths (B,) -> (B, output_dim); where nothing is learned, (B, dim)."""
+    """Return a module that maps (B, T, dim), lengths (B,) to (B, output_dim); where nothing is learned, (B, dim)."""
     if config.kind == "att_flat":
         return AttFlat(config, dim, output_dim=output_dim)
     return Pooling(config.kind)
 
 
 class Pooling(nn.Module):
-    """The mean, or the first."""
+    """The mean over time, or the first frame."""
 
     def __init__(self, kind: Literal["mean", "cls"]) -> None:
         super().__init__()
         self.kind = kind
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x (B, T, D), lengths (B,) -> (B, D) in fp32."""
+        """Map x (B, T, D) and lengths (B,) to (B, D) in fp32."""
         if self.kind == "cls":
             return x[:, 0].float()
         is_valid = valid_frames(lengths, x.size(1))[..., None]  # (B, T, 1)
@@ -66,19 +66,19 @@ class AttFlat(nn.Module):
         if dim % config.glimpses:
             raise ValueError(f"pooling.glimpses={config.glimpses} must divide the width of the speech encoder, {dim}")
         self.glimpses = config.glimpses
-        self.mlp = Weighing(dim, config.hidden_dim or dim // 2, config.glimpses, dropout=config.dropout)
+        self.mlp = AttentionMLP(dim, config.hidden_dim or dim // 2, config.glimpses, dropout=config.dropout)
         self.linear_merge = nn.Linear(dim, output_dim)
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x (B, T, D), lengths (B,) -> (B, output_dim)."""
+        """Map x (B, T, D) and lengths (B,) to (B, output_dim)."""
         is_valid = valid_frames(lengths.clamp(min=1), x.size(1))[..., None]  # (B, T, 1): one frame at least, or NaN
         weights = self.mlp(x).masked_fill(~is_valid, -torch.inf).softmax(1)  # (B, T, G)
         parts = x.masked_fill(~is_valid, 0.0).unflatten(2, (self.glimpses, -1))  # (B, T, G, D / G)
         return self.linear_merge(torch.einsum("btg,btgd->bgd", weights.to(x.dtype), parts).flatten(1))
 
 
-class Weighing(nn.Module):
-    """A hidden layer, then a logit a glimpse."""
+class AttentionMLP(nn.Module):
+    """A hidden layer, then a logit for each glimpse."""
 
     def __init__(self, dim: int, hidden_dim: int, glimpses: int, *, dropout: float) -> None:
         super().__init__()
@@ -87,5 +87,5 @@ class Weighing(nn.Module):
         self.linear = nn.Linear(hidden_dim, glimpses)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, G)."""
+        """Map (B, T, D) to (B, T, G)."""
         return self.linear(self.dropout(F.relu(self.fc["linear"](x))))

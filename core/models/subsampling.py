@@ -16,7 +16,7 @@ _STRIDE = 2
 
 
 def valid_frames(num_frames: Tensor, max_frames: int) -> Tensor:
-    """(B,) -> (B, max_frames) bool, True where a frame is within its sequence."""
+    """Map (B,) to (B, max_frames) bool, True where a frame is within its sequence."""
     return torch.arange(max_frames, device=num_frames.device) < num_frames[:, None]
 
 
@@ -40,7 +40,7 @@ class ConvSubsampling(nn.Module):
         self.projection = nn.Linear(projected, output_dim)
 
     def forward(self, features: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
-        """features (B, T, input_dim), num_frames (B,) -> (B, ceil(T / 4), output_dim), their lengths (B,)."""
+        """Map features (B, T, input_dim), num_frames (B,) to (B, ceil(T / 4), output_dim) and lengths (B,)."""
         x = self._channels_first(features)
         before = self.kernel - 1 if self.causal else self.kernel // 2
         for conv in self.convs:
@@ -51,7 +51,7 @@ class ConvSubsampling(nn.Module):
         return self._project(x), num_frames
 
     def stream(self, features: Tensor, state: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        """The next T frames -> the output frames they complete, perhaps none, and the inputs each convolution keeps."""
+        """Return the output frames, perhaps none, that the next T frames complete, and the inputs to keep."""
         x, kept = self._channels_first(features), []
         for i, conv in enumerate(self.convs):
             x = _pad_time(x, self.kernel - 1, 0) if state is None else torch.cat([state[i], x], dim=2)
@@ -72,7 +72,7 @@ class ConvSubsampling(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """One filter a channel over (B, T, channels); symmetric, or looking back only with `causal`."""
+    """A filter for each channel of (B, T, channels); symmetric, or looking back only with `causal`."""
 
     def __init__(self, channels: int, *, kernel: int, causal: bool) -> None:
         super().__init__()
@@ -81,11 +81,11 @@ class DepthwiseConv(nn.Module):
         self.conv = nn.Conv2d(channels, channels, (1, kernel), groups=channels)  # on CPU twice as fast as Conv1d
 
     def forward(self, x: Tensor, is_valid: Tensor) -> Tensor:
-        """x (B, T, channels), is_valid (B, T) -> (B, T, channels)."""
+        """Map x (B, T, channels) and is_valid (B, T) to (B, T, channels)."""
         return self._convolve(F.pad(x.masked_fill(~is_valid[..., None], 0.0), (0, 0, self.before, self.after)))
 
     def stream(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The next T frames and the last kernel - 1 of before -> (B, T, channels), the frames to keep."""
+        """Map the next T frames and the last kernel - 1 before to (B, T, channels) and the frames to keep."""
         x = F.pad(x, (0, 0, self.before, 0)) if state is None else torch.cat([state, x], dim=1)
         return self._convolve(x), x[:, x.size(1) - self.before :]
 
@@ -94,5 +94,5 @@ class DepthwiseConv(nn.Module):
 
 
 def _pad_time(x: Tensor, before: int, after: int) -> Tensor:
-    """Zeros around dimension 2."""
+    """Add zeros around dimension 2."""
     return F.pad(x, (0, 0) * (x.dim() - 3) + (before, after))

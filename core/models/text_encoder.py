@@ -44,7 +44,7 @@ class TextEncoder(nn.Module):
         self.pooling = build_pooling(config.pooling, config.dim, output_dim=config.dim)
 
     def forward(self, token_ids: Tensor, num_tokens: Tensor) -> Tensor:
-        """token_ids (B, L), num_tokens (B,) -> (B, D); what is behind a text changes nothing."""
+        """Map token_ids (B, L) and num_tokens (B,) to (B, D); what is behind a text changes nothing."""
         is_valid = valid_frames(num_tokens, token_ids.size(1))
         x = self.dropout(self.embedding(token_ids))  # (B, L, D)
         for layer in self.layers:
@@ -52,7 +52,7 @@ class TextEncoder(nn.Module):
         return self.pooling(self.norm(x), num_tokens)
 
     def blocks(self) -> list[nn.Module]:
-        """The unit of activation checkpointing, compilation and sharding."""
+        """Return the modules to checkpoint, compile and shard one by one."""
         return list(self.layers)
 
 
@@ -67,6 +67,6 @@ class TextLayer(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, is_valid: Tensor) -> Tensor:
-        """x (B, L, D), is_valid (B, L) -> (B, L, D)."""
+        """Map x (B, L, D) and is_valid (B, L) to (B, L, D)."""
         x = x + self.dropout(self.attention(self.attention_norm(x), is_valid))
         return x + self.dropout(self.output(F.gelu(self.intermediate(self.ffn_norm(x)))))

@@ -22,7 +22,7 @@ from core.optim.schedule import (
 
 @section
 class OptimConfig:
-    """How parameters are updated.
+    """The way that parameters are updated.
 
     `betas` and `eps` are for adamw and adam, `momentum` is for sgd. `adamw` decays weights apart from the gradient
     (Loshchilov and Hutter 2019), `adam` and `sgd` add `weight_decay` x weight to it.
@@ -54,17 +54,17 @@ class OptimConfig:
 
 
 def learning_rate(config: OptimConfig, step: int) -> float:
-    """The rate of the update that follows `step` updates: `step` is 0 for the first one."""
+    """Return the rate of the update that follows `step` updates: `step` is 0 for the first one."""
     return config.lr * ratio(config.schedule, step + 1)
 
 
 def is_thawed(config: OptimConfig, step: int) -> bool:
-    """Whether the update that follows `step` updates trains what `thaw` keeps for later."""
+    """Return whether the update that follows `step` updates trains what `thaw` keeps for later."""
     return config.thaw is None or step >= config.thaw.after_steps
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimizer of a model whose parameters are frozen already (`parameters.freeze`), on their device.
+    """Build the optimizer of a model whose parameters are frozen already (`parameters.freeze`), on their device.
 
     Fused where torch has it: one kernel an update, skipped on the device where `found_inf` is set.
     """

@@ -51,7 +51,7 @@ class ThawConfig:
 
 @section
 class DecayConfig:
-    """What weight decay applies to: `matrices` leaves out what has one dimension (biases, norms), `all` nothing."""
+    """The reach of weight decay: `matrices` leaves out what has one dimension (biases, norms), `all` nothing."""
 
     to: Literal["matrices", "all"] = "matrices"
     exceptions: list[str] = field(default_factory=list)
@@ -61,7 +61,7 @@ class DecayConfig:
 
 
 class Parameter(NamedTuple):
-    """What is known of one parameter of a model."""
+    """The facts about one parameter of a model."""
 
     name: str
     tensor: nn.Parameter
@@ -77,7 +77,7 @@ def freeze(model: nn.Module, config: FreezeConfig) -> None:
 
 
 def late_parameters(model: nn.Module, config: ThawConfig) -> list[nn.Parameter]:
-    """Those that begin to learn later, without those that never do. ValueError where that leaves none to begin with."""
+    """Return those that begin to learn later, never those that never do. ValueError where none is left at first."""
     names = {name: tensor for name, tensor in _named(model).items() if tensor.requires_grad}
     late = _matching(names, config.patterns, key="thaw.patterns")
     if len(late) == len(names):
@@ -88,7 +88,7 @@ def late_parameters(model: nn.Module, config: ThawConfig) -> list[nn.Parameter]:
 
 
 def parameters(model: nn.Module, *, freeze: FreezeConfig, decay: DecayConfig) -> list[Parameter]:
-    """The parameters of a model, in its own order. ValueError for an expression that matches no name."""
+    """Return the parameters of a model, in its own order. ValueError for an expression that matches no name."""
     names = _named(model)
     frozen = _selected(names, freeze)
     excepted = _matching(names, decay.exceptions, key="decay.exceptions")
@@ -104,7 +104,7 @@ def parameters(model: nn.Module, *, freeze: FreezeConfig, decay: DecayConfig) ->
 
 
 def parameter_table(found: Iterable[Parameter]) -> "Table":
-    """One row for the parameters that differ only in the number of their layer (`layers.*.norm.weight`)."""
+    """Return a table with one row for parameters that differ in the number of their layer (`layers.*.norm.weight`)."""
     from rich.table import Table
 
     rows: dict[tuple[str, str, bool, bool], list[int]] = {}
@@ -129,7 +129,7 @@ def parameter_table(found: Iterable[Parameter]) -> "Table":
 
 
 def describe_parameters(model: nn.Module, *, freeze: FreezeConfig, decay: DecayConfig) -> str:
-    """The table as text, for a log; before the model is made ready for many ranks."""
+    """Return the table as text for a log; call it before the model is made ready for many ranks."""
     from rich.console import Console
 
     text = StringIO()
@@ -138,7 +138,7 @@ def describe_parameters(model: nn.Module, *, freeze: FreezeConfig, decay: DecayC
 
 
 def check_expressions(**expressions: list[str]) -> None:
-    """ValueError for what is not a regular expression."""
+    """Raise ValueError for what is not a regular expression."""
     for key, patterns in expressions.items():
         for pattern in patterns:
             try:
@@ -148,7 +148,7 @@ def check_expressions(**expressions: list[str]) -> None:
 
 
 def _named(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Parameters by the names that the model's own code gives them, without wrappers."""
+    """Return parameters by the names that the model's own code gives them, without wrappers."""
     return {name.replace("_checkpoint_wrapped_module.", ""): tensor for name, tensor in model.named_parameters()}
 
 

@@ -18,7 +18,7 @@ Ratio = Annotated[float, Field(ge=0, le=1)]
 
 @section
 class Constant:
-    """The peak rate after a linear warmup."""
+    """A linear warmup, then the peak rate."""
 
     kind: Literal["constant"] = "constant"
     warmup_steps: Steps = 0
@@ -26,7 +26,7 @@ class Constant:
 
 @section
 class Linear:
-    """Linear warmup, then linear to 0 in update `total_steps`: fairseq's polynomial_decay of power 1."""
+    """A linear warmup, then linear to 0 in update `total_steps`: fairseq's polynomial_decay of power 1."""
 
     kind: Literal["linear"] = "linear"
     warmup_steps: Steps
@@ -38,7 +38,7 @@ class Linear:
 
 @section
 class Cosine:
-    """Warmup, then half a cosine down to `min_ratio` in update `total_steps` (Loshchilov and Hutter 2017).
+    """A warmup, then half a cosine down to `min_ratio` in update `total_steps` (Loshchilov and Hutter 2017).
 
     `warmup: log` is log(update) / log(warmup_steps), as DeepSpeed's WarmupCosineLR has it.
     """
@@ -55,7 +55,7 @@ class Cosine:
 
 @section
 class Exponential:
-    """Linear warmup, then gamma ** ((update - warmup_steps) / decay_steps)."""
+    """A linear warmup, then gamma ** ((update - warmup_steps) / decay_steps)."""
 
     kind: Literal["exponential"] = "exponential"
     warmup_steps: Steps
@@ -65,7 +65,7 @@ class Exponential:
 
 @section
 class TriStage:
-    """From `initial_ratio` linearly up, hold, then exponentially down to `final_ratio` (wav2vec 2.0 fine-tuning)."""
+    """A rise from `initial_ratio`, a hold, then exponentially down to `final_ratio` (wav2vec 2.0 fine-tuning)."""
 
     kind: Literal["tri_stage"] = "tri_stage"
     warmup_steps: Steps
@@ -77,7 +77,7 @@ class TriStage:
 
 @section
 class WarmupStableDecay:
-    """Linear warmup, the peak rate, then linear to `min_ratio` over the last `decay_steps` of `total_steps`."""
+    """A linear warmup, the peak rate, then linear to `min_ratio` over the last `decay_steps` of `total_steps`."""
 
     kind: Literal["wsd"] = "wsd"
     warmup_steps: Steps
@@ -97,7 +97,7 @@ ScheduleConfig = Constant | Linear | Cosine | Exponential | TriStage | WarmupSta
 
 
 def ratio(schedule: ScheduleConfig, update: int) -> float:
-    """The share of the peak rate in update 1, 2, ...; after the end of a schedule its last value."""
+    """Return the share of the peak rate in update 1, 2, ...; after the end of a schedule its last value."""
     assert update >= 1
     warmup = schedule.warmup_steps
     if update <= warmup:

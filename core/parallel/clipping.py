@@ -8,7 +8,7 @@ from torch.distributed.tensor import DTensor
 
 
 def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
-    """The 2-norm of all gradients together, a scalar on their device; 0 for none.
+    """Return the 2-norm of all gradients together, a scalar on their device; 0 for none.
 
     Sharded gradients (DTensor) of different meshes are normed mesh by mesh and combined.
     """
@@ -24,12 +24,12 @@ def gradient_norm(gradients: Sequence[Tensor]) -> Tensor:
 
 
 def local_parts(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """What this rank holds of each tensor: its shard of a DTensor, all of a plain one."""
+    """Return what this rank holds of each tensor: its shard of a DTensor, all of a plain one."""
     return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 def clip_gradients(gradients: Sequence[Tensor], *, max_norm: float | None) -> Tensor:
-    """Scale all gradients in place by min(1, max_norm / norm); returns the norm before. No host synchronization."""
+    """Scale all gradients in place by min(1, max_norm / norm); return the norm before. No host synchronization."""
     norm = gradient_norm(gradients)
     if max_norm is not None and gradients:
         factor = torch.clamp(max_norm / (norm + 1e-6), max=1.0)

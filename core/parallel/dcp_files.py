@@ -16,7 +16,7 @@ WRITE_BUFFER_BYTES = 1 << 20
 
 
 def read_metadata(directory: Path) -> Metadata:
-    """DCP's table of contents, after the checks that keep its reader from running code or leaving the directory."""
+    """Read DCP's table of contents after checks that keep its reader from running code or leaving the directory."""
     files = {path.name for path in check_tree(directory)}
     metadata = load_pickle(directory / ".metadata")
     if not isinstance(metadata, Metadata) or not isinstance(metadata.storage_data, dict):
@@ -52,7 +52,7 @@ class HostWriter(FileSystemWriter):
 
 @contextmanager
 def first_failure() -> Iterator[None]:
-    """DCP's collection of what failed on which rank, which is no Exception, becomes the first of them."""
+    """Raise the first of DCP's failures by rank, whose collection is no Exception."""
     try:
         yield
     except CheckpointException as error:
@@ -62,7 +62,7 @@ def first_failure() -> Iterator[None]:
 
 
 class _FileSystem(FileSystem):
-    """Lets the OSError of a full disk through: torch's zip writer turns it into an internal error of its own."""
+    """A file system that lets the OSError of a full disk through, which torch's zip writer would hide."""
 
     @contextmanager
     def create_stream(self, path: Any, mode: str) -> Iterator[io.IOBase]:

@@ -25,21 +25,21 @@ logger = logging.getLogger(__name__)
 
 
 class Engine(Protocol):
-    """What the loop asks of a strategy."""
+    """The interface of a strategy for the training loop."""
 
     model: nn.Module
 
     def begin_step(self, step: int) -> None:
-        """Make ready for the update that follows `step` updates: what `optim.thaw` lets it train. On all ranks."""
+        """Prepare the update that follows `step` updates: what `optim.thaw` lets it train. On all ranks."""
 
     def accumulate(self, *, last: bool) -> AbstractContextManager[None]:
-        """Around one forward and backward; gradients are reduced over ranks in the one that is `last` of the step."""
+        """Wrap one forward and backward; gradients are reduced over ranks in the one that is `last` of the step."""
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradients of a scalar."""
 
     def step(self, *, max_norm: float | None, lr: float) -> Tensor:
-        """Clip, update, clear. Returns the gradient norm before clipping, on the device.
+        """Clip, update, clear; return the gradient norm before clipping, on the device.
 
         Where the norm is not finite, parameters and optimizer states stay as they were, on every rank alike.
         """
@@ -48,22 +48,26 @@ class Engine(Protocol):
         """Forget the gradients of a step that had no targets anywhere."""
 
     def save(self, directory: Path) -> Future[None]:
-        """Write this rank's share of weights and optimizer; done when it is on disk. Training may go on at once."""
+        """Write this rank's share of weights and optimizer in the background; done when it is on disk."""
 
     def load(self, directory: Path, *, weights_only: bool = False) -> None:
         """Read back what `save` wrote, at this or another number of ranks; or only the weights of it."""
 
     def state(self) -> dict[str, Any]:
-        """Small things for state.json, such as the fp16 loss scale."""
+        """Return small things for state.json, such as the fp16 loss scale."""
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Take `state()` back."""
+        """Take back what `state()` gave."""
 
 
 def build_engine(model: nn.Module, config: ParallelConfig, *, optim: OptimConfig, ranks: Ranks) -> Engine:
-    """The engine that `config.strategy` names, on this rank's device. ValueError for what it cannot do."""
+    """Build the engine that `config.strategy` names, on this rank's device. ValueError for what it cannot do."""
     config = replace(config, precision=resolve_precision(config.precision, ranks))
     check_precision(config, ranks)
+    if config.precision == "bf16" and ranks.device.type == "cpu":
+        from core.numerics import check_model
+
+        check_model(model, ranks)
     if config.strategy == "deepspeed":
         from core.parallel.deepspeed.engine import DeepSpeedEngine
 

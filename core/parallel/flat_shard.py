@@ -20,7 +20,7 @@ Box = tuple[int, tuple[int, ...], tuple[int, ...]]  # its first element's place 
 
 @dataclass(frozen=True)
 class FlatShard:
-    """Elements `start` to `start + len(local)` of a tensor of `shape`; `local` (n,) is a view, and may be empty."""
+    """The elements `start` to `start + len(local)` of a tensor of `shape`; `local` (n,) is a view, and may be empty."""
 
     shape: torch.Size
     start: int
@@ -35,11 +35,11 @@ class FlatShard:
         return self.local.is_cuda
 
     def on_host(self) -> "FlatShard":
-        """A copy in host memory; that of a GPU's is there once the GPU is synchronized."""
+        """Copy to host memory; the copy of a GPU's is there once the GPU is synchronized."""
         return FlatShard(self.shape, self.start, self.local.detach().to("cpu", non_blocking=True, copy=True))
 
     def part(self, offsets: torch.Size | None) -> Tensor:
-        """A view of the box that begins there."""
+        """Return a view of the box that begins there."""
         place, _, sizes = next(box for box in self._boxes() if torch.Size(box[1]) == offsets)
         return self.local.narrow(0, place - self.start, prod(sizes)).view(sizes)
 
@@ -62,7 +62,7 @@ class FlatShard:
 
 
 class SavePlanner(DefaultSavePlanner):
-    """DCP's planner, which finds the boxes of stretches as well; names are not taken apart."""
+    """DCP's planner for saving, which finds the boxes of a FlatShard as well; names are not taken apart."""
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
@@ -73,13 +73,13 @@ class SavePlanner(DefaultSavePlanner):
 
 
 class LoadPlanner(DefaultLoadPlanner):
-    """The same, for reading."""
+    """DCP's planner for loading, which finds the boxes of a FlatShard as well; names are not taken apart."""
 
     def __init__(self) -> None:
         super().__init__(flatten_state_dict=False, flatten_sharded_tensors=False)
 
     def set_up_planner(self, state_dict: Any, metadata: Metadata | None = None, is_coordinator: bool = False) -> None:
-        """As it comes: DCP's own makes None of what is no tensor."""
+        """Keep the state dict as it comes: DCP's own makes None of what is no tensor."""
         self.original_state_dict = self.state_dict = state_dict
         self.metadata, self.is_coordinator = metadata, is_coordinator
 
@@ -89,7 +89,7 @@ class LoadPlanner(DefaultLoadPlanner):
 
 
 def boxes(shape: torch.Size, start: int, stop: int) -> Iterator[Box]:
-    """The boxes that elements `start` to `stop` of a tensor are made of, at most 2 x dimensions - 1."""
+    """Return the boxes that elements `start` to `stop` of a tensor are made of, at most 2 x dimensions - 1."""
     if start == stop:
         return
     if not shape:

@@ -13,7 +13,7 @@ from core.parallel.clipping import local_parts
 
 @section
 class LossScaleConfig:
-    """The scale begins at 2^`initial_power` and doubles after `window` updates without a non-finite gradient.
+    """A scale that begins at 2^`initial_power` and doubles after `window` updates without a non-finite gradient.
 
     It halves at a non-finite one, but down to `minimum` only, and only at the `hysteresis`-th since it last doubled.
     """
@@ -37,7 +37,7 @@ class LossScale:
         torch._foreach_mul_(local_parts(gradients), self.scale.reciprocal())
 
     def update(self, is_bad: Tensor) -> None:
-        """`is_bad`: 1.0 where this step's gradients were not finite, else 0.0."""
+        """Adapt the scale. `is_bad`: 1.0 where this step's gradients were not finite, else 0.0."""
         bad = is_bad > 0
         self._good_steps.add_(1.0).mul_(1 - is_bad)
         doubles = self._good_steps > self._config.window

@@ -24,7 +24,7 @@ T = TypeVar("T", bound=Tensor | FlatShard)
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers, as they are (no copies)."""
+    """Return parameters and persistent buffers, as they are (no copies)."""
     tensors = {f"model.{bare_name(name)}": value for name, value in _bare(model).state_dict().items()}
     for name, value in tensors.items():
         if not isinstance(value, Tensor):
@@ -33,7 +33,7 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's states, as they are; a plain number becomes a tensor of no dimensions."""
+    """Return the optimizer's states, as they are; a plain number becomes a tensor of no dimensions."""
     tensors: dict[str, Tensor] = {f"optimizer_class.{type(optimizer).__name__}": torch.zeros(())}
     for name, parameter in _parameters(model, optimizer):
         for key, value in optimizer.state.get(parameter, {}).items():
@@ -47,7 +47,7 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tenso
 
 
 def optimizer_targets(model: nn.Module, optimizer: Optimizer, *, saved: Iterable[str]) -> dict[str, Tensor]:
-    """The states to read a checkpoint with the names `saved` into.
+    """Return the states to read a checkpoint with the names `saved` into.
 
     An optimizer makes a parameter's state at its first step with a gradient. Here it follows the checkpoint: states
     are made where it has some and dropped where it has none.
@@ -60,7 +60,7 @@ def optimizer_targets(model: nn.Module, optimizer: Optimizer, *, saved: Iterable
     return optimizer_tensors(model, optimizer)
 
 
-def put_numbers_back(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
+def restore_numbers(model: nn.Module, optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
     """Take the states that are plain numbers from the tensors that `optimizer_targets` gave, once they are read."""
     for name, parameter in _parameters(model, optimizer):
         state = optimizer.state.get(parameter, {})
@@ -70,22 +70,22 @@ def put_numbers_back(model: nn.Module, optimizer: Optimizer, tensors: dict[str, 
 
 
 def share_of_rank(model: nn.Module, optimizer: Optimizer, *, group: dist.ProcessGroup | None) -> dict[str, Tensor]:
-    """What this rank of `group` writes of a model and its optimizer; see `dealt`."""
+    """Return what this rank of `group` writes of a model and its optimizer; see `partition_tensors`."""
     of_model = model_tensors(model)
     tensors = of_model | optimizer_tensors(model, optimizer)
-    return dealt(tensors, of_first=of_model.keys() - parameter_names(model), group=group)
+    return partition_tensors(tensors, of_first=of_model.keys() - parameter_names(model), group=group)
 
 
 def parameter_names(model: nn.Module) -> set[str]:
-    """The names in a checkpoint of a model's parameters; what else the model has are buffers."""
+    """Return the names in a checkpoint of a model's parameters; what else the model has are buffers."""
     return {f"model.{bare_name(name)}" for name, _ in _bare(model).named_parameters(remove_duplicate=False)}
 
 
-def dealt(tensors: Mapping[str, T], *, of_first: Set[str], group: dist.ProcessGroup | None) -> dict[str, T]:
-    """What this rank of `group` writes: its shards, and its part of the tensors that all ranks hold alike.
+def partition_tensors(tensors: Mapping[str, T], *, of_first: Set[str], group: dist.ProcessGroup | None) -> dict[str, T]:
+    """Return what this rank of `group` writes: its shards, and its part of the tensors that all ranks hold alike.
 
-    The latter are dealt by size, so that neither the copying nor the writing is done twice; but those named `of_first`
-    are rank 0's: buffers may differ between replicas, and rank 0's count, as in DDP.
+    The latter are divided by size, so that neither copying nor writing is done twice; but those named `of_first` are
+    rank 0's: buffers may differ between replicas, and rank 0's count, as in DDP.
     """
     rank, size = (0, 1) if group is None else (dist.get_rank(group), dist.get_world_size(group))
     whole = {name: value for name, value in tensors.items() if not isinstance(value, DTensor | FlatShard)}
@@ -112,7 +112,7 @@ def bare_name(wrapped: str) -> str:
 
 
 def _parameters(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
-    """The optimizer's parameters with the names that the model gives them."""
+    """Return the optimizer's parameters with the names that the model gives them."""
     names = {parameter: bare_name(name) for name, parameter in _bare(model).named_parameters()}
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -122,7 +122,7 @@ def _parameters(model: nn.Module, optimizer: Optimizer) -> Iterator[tuple[str, n
 
 
 def make_states(optimizer: Optimizer, parameters: list[nn.Parameter]) -> None:
-    """Have the optimizer make the states it lacks, by a step at rate 0 with gradients of 0."""
+    """Let the optimizer make the states it lacks, by a step at rate 0 with gradients of 0."""
     stateless = {parameter for parameter in parameters if parameter not in optimizer.state}
     if not stateless:
         return

@@ -17,7 +17,7 @@ COMPUTE_DTYPE = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class HasBlocks(Protocol):
-    """A model that says which of its modules are the unit of checkpointing, compiling and sharding."""
+    """A model that says which of its modules to checkpoint, compile and shard one by one."""
 
     def blocks(self) -> list[nn.Module]: ...
 
@@ -40,7 +40,7 @@ def compute_in(model: nn.Module, dtype: torch.dtype, *, device_type: str) -> Non
 
 
 def prepare_blocks(model: nn.Module, config: ParallelConfig) -> None:
-    """Activation checkpointing, then compile, block by block, in place."""
+    """Apply activation checkpointing, then compile, block by block, in place."""
     if not (config.activation_checkpointing or config.compile):
         return
     blocks = set(cast(HasBlocks, model).blocks())
@@ -56,14 +56,14 @@ def prepare_blocks(model: nn.Module, config: ParallelConfig) -> None:
 
 
 class Thawing:
-    """Of one model, whose parameters are frozen already where they never learn."""
+    """The late start of some parameters of a model; those that never learn are frozen already."""
 
     def __init__(self, model: nn.Module, optim: OptimConfig) -> None:
         self._model, self._optim = model, optim
         self._late = [] if optim.thaw is None else late_parameters(model, optim.thaw)
 
     def begin_step(self, step: int) -> bool:
-        """Make ready for the update that follows `step` updates; whether anything changed."""
+        """Prepare the update that follows `step` updates, and return whether anything changed."""
         if not self._late or self._late[0].requires_grad == is_thawed(self._optim, step):
             return False
         for parameter in self._late:

@@ -18,7 +18,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 @section
 class ParallelConfig:
-    """How one model is spread over ranks.
+    """The way that one model is spread over ranks.
 
     `strategy`: ddp (a replica a rank), fsdp2 (parameters sharded over the ranks), deepspeed (as `zero` says).
     `precision`: fp32; bf16 or fp16 compute over fp32 parameters and optimizer states; auto: see `resolve_precision`.
@@ -34,7 +34,7 @@ class ParallelConfig:
 
 
 def resolve_precision(precision: Precision, ranks: Ranks) -> Precision:
-    """`auto` is bf16 where the GPUs of all ranks compute in it, else fp16; fp32 on a CPU. All ranks together."""
+    """Replace `auto` by bf16 if all ranks' GPUs compute in it, else fp16; fp32 on a CPU. All ranks together."""
     if precision != "auto":
         return precision
     if ranks.device.type != "cuda":
@@ -43,7 +43,7 @@ def resolve_precision(precision: Precision, ranks: Ranks) -> Precision:
 
 
 def check_precision(config: ParallelConfig, ranks: Ranks) -> None:
-    """ValueError where the device cannot compute in it."""
+    """Raise ValueError where the device cannot compute in it."""
     if config.precision == "fp16" and ranks.device.type == "cpu":
         raise ValueError("parallel.precision=fp16 needs a GPU; use fp32 or bf16 on a CPU")
     if ranks.is_first and config.precision != "fp16" and config.loss_scale != LossScaleConfig():

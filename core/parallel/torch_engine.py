@@ -87,7 +87,7 @@ class TorchEngine:
         return norm
 
     def _update(self) -> None:
-        """One optimizer step; fused SGD knows no DTensor, so that its lists are cut to this rank's shards first."""
+        """Make one optimizer step; fused SGD knows no DTensor: its lists are cut to this rank's shards first."""
         if not isinstance(self._optimizer, torch.optim.SGD):
             self._optimizer.step()
             return

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from core.background import in_background
 from core.parallel.dcp_files import CheckedReader, HostWriter, first_failure, read_metadata
 from core.parallel.flat_shard import FlatShard, LoadPlanner, SavePlanner
-from core.parallel.names import model_tensors, optimizer_targets, put_numbers_back, share_of_rank
+from core.parallel.names import model_tensors, optimizer_targets, restore_numbers, share_of_rank
 
 NUM_NAMED = 5  # keys that an error names
 
@@ -51,7 +51,7 @@ def load_weights(
     group: dist.ProcessGroup | None,
     weights_only: bool = False,
 ) -> None:
-    """Read into model and optimizer, in place, what `save_weights` wrote at this or another number of ranks.
+    """Read what `save_weights` wrote, at this or another number of ranks, into model and optimizer, in place.
 
     ValueError, on all ranks alike, for a file that is refused and for keys, sizes or types that do not fit; no weight
     is changed then. `weights_only` leaves the optimizer alone and takes weights of another floating type.
@@ -67,11 +67,11 @@ def load_weights(
 
     load_tensors(targets, directory, group=group, weights_only=weights_only)
     if not weights_only:
-        put_numbers_back(model, cast(Optimizer, optimizer), tensors)
+        restore_numbers(model, cast(Optimizer, optimizer), tensors)
 
 
 def save_tensors(share: Named, directory: Path, *, group: dist.ProcessGroup | None) -> Future[None]:
-    """`save_weights` of a share that is at hand: whole tensors, DTensors and stretches of tensors."""
+    """Save a share that is at hand, as `save_weights` does: whole tensors, DTensors and parts of tensors."""
     copied = {name: _on_host(value) for name, value in share.items()}
     if any(value.is_cuda for value in share.values()):
         torch.cuda.synchronize()  # non_blocking: into pinned memory at the speed of the bus; wait until all are there
@@ -81,7 +81,7 @@ def save_tensors(share: Named, directory: Path, *, group: dist.ProcessGroup | No
 def load_tensors(
     targets: Callable[[Saved], Named], directory: Path, *, group: dist.ProcessGroup | None, weights_only: bool
 ) -> None:
-    """Read, in place, into what `targets` gives for what is saved; errors as in `load_weights`."""
+    """Read in place into what `targets` gives for what is saved; errors are those of `load_weights`."""
     tensors: Named = {}
     problem = None
     try:
@@ -139,7 +139,7 @@ def _check_fit(tensors: Named, metadata: Metadata, *, directory: Path, weights_o
 
 
 def _some(names: Iterable[str]) -> str:
-    """The first few names and how many there are."""
+    """Return the first few names and how many there are."""
     names = sorted(names)
     more = f" and {len(names) - NUM_NAMED} more ({len(names)} in all)" if len(names) > NUM_NAMED else ""
     return ", ".join(names[:NUM_NAMED]) + more

@@ -7,24 +7,17 @@ quiet for longer, that is a pause which belongs to neither.
 
 import itertools
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from core.config.load import load_section
 from core.data.reading import BadSample, place_of, read_place
-from core.distributed import Ranks
-from core.models.ctc import CTCModel
-from core.models.lmu.recognizer import LmuCtcConfig, build_lmu_ctc
 from core.recognition.alignment import ctc_spans
-from core.rundir.files import CONFIG, FEATURE_STATS, VOCABULARY
-from core.speech.features import FeatureConfig, FeatureStats, LogMel, num_frames
+from core.recognition.transcriber import Recognizer
 from core.speech.resampling import resample
 from core.text.normalization import normalize_transcript
 from core.text.vocabulary import CharacterVocabulary
-from core.train.trained import load_trained
 
 _HOP_S, _WINDOW_S = 0.005, 0.02  # of the loudness
 _PAUSE_DB = 6.0  # as quiet as the quietest place: at most so much louder
@@ -32,26 +25,12 @@ _PAUSE_DB = 6.0  # as quiet as the quietest place: at most so much louder
 
 @dataclass(frozen=True)
 class Aligner:
-    """`aligner(record)`: a manifest's line with `alignment["word"]`; None where the words cannot be told."""
+    """Finds the words of a manifest's lines: `aligner(record)` is the record with `alignment["word"]`.
 
-    model: CTCModel
-    vocabulary: CharacterVocabulary
-    features: FeatureConfig
-    stats: FeatureStats | None
-    device: torch.device
+    It is None where the words are known already, or cannot be told.
+    """
 
-    @classmethod
-    def open(cls, run: Path, *, ranks: Ranks) -> "Aligner":
-        """The newest checkpoint of a run. All ranks together; ValueError for a folder that is none."""
-        if not (run / VOCABULARY).exists() or not (run / CONFIG).exists():
-            raise ValueError(f"prepare.aligner: {run} has no {CONFIG} or {VOCABULARY}; name a run of lmu_gigaspeech")
-        config = load_section(LmuCtcConfig, run / CONFIG, "model")
-        features = load_section(FeatureConfig, run / CONFIG, "data.features")
-        vocabulary = CharacterVocabulary.load(run / VOCABULARY)
-        model = build_lmu_ctc(config, vocab_size=len(vocabulary))
-        load_trained(model, run, ranks=ranks)
-        stats = FeatureStats.load(run / FEATURE_STATS) if features.normalize == "corpus" else None
-        return cls(model, vocabulary, features, stats, ranks.device)
+    recognizer: Recognizer
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any] | None:
         supervisions = record["supervisions"]
@@ -59,9 +38,9 @@ class Aligner:
             return None
         supervision = supervisions[0]
         written, spelled = spelled_words(
-            supervision["text"], language=supervision.get("language") or "en", vocabulary=self.vocabulary
+            supervision["text"], language=supervision.get("language") or "en", vocabulary=self.recognizer.vocabulary
         )
-        rate_hz = self.features.sample_rate_hz
+        rate_hz = self.recognizer.features.sample_rate_hz
         try:
             place = place_of(record)
             samples = resample(read_place(place), from_hz=place.sample_rate_hz, to_hz=rate_hz)
@@ -79,15 +58,12 @@ class Aligner:
 
     @torch.inference_mode()
     def _peaks_s(self, samples: np.ndarray, spelled: list[list[int]]) -> list[tuple[float, float]] | None:
-        """The middles of each word's first and last letter in seconds; None where the text does not fit in."""
-        if num_frames(len(samples), config=self.features) < 1:
+        """Return the middles of each word's first and last letter in seconds; None where the text does not fit in."""
+        features = self.recognizer.hear(samples)
+        if features is None:
             return None
-        features, _ = LogMel(self.features, stats=self.stats)(
-            torch.from_numpy(samples)[None], torch.tensor([len(samples)])
-        )
-        lengths = torch.tensor([features.shape[1]], device=self.device)
-        log_probs = self.model.log_probs(features.to(self.device), lengths)[0][0].float().cpu().numpy()  # (T, V)
-        space = self.vocabulary.ids.get(" ")
+        log_probs = self.recognizer.log_probs(features)[0][0].float().cpu().numpy()  # (T, V)
+        space = self.recognizer.vocabulary.ids.get(" ")
         ids: list[int] = []
         edges: list[tuple[int, int]] = []
         for letters in spelled:
@@ -98,14 +74,16 @@ class Aligner:
         spans = ctc_spans(log_probs, ids)
         if spans is None:
             return None
-        frame_s = len(samples) / self.features.sample_rate_hz / len(log_probs)
+        frame_s = len(samples) / self.recognizer.features.sample_rate_hz / len(log_probs)
         middles_s = [(span.first + span.last + 1) / 2 * frame_s for span in spans]
         return [(middles_s[first], middles_s[last]) for first, last in edges]
 
 
 def spelled_words(text: str, *, language: str, vocabulary: CharacterVocabulary) -> tuple[list[str], list[list[int]]]:
-    """The words as they are written, and the ids of the letters that are said; a word without any is joined to the word
-    before it (the first one to the one behind it)."""
+    """Return the words as they are written, and the ids of the letters that are said in each.
+
+    A word without any is joined to the word before it, the first one to the one behind it.
+    """
     written: list[str] = []
     spelled: list[list[int]] = []
     pending = ""
@@ -123,7 +101,7 @@ def spelled_words(text: str, *, language: str, vocabulary: CharacterVocabulary) 
 
 
 def word_times(samples: np.ndarray, peaks_s: list[tuple[float, float]], *, rate_hz: int) -> list[tuple[float, float]]:
-    """Start and end of each word in seconds, from the middles of its first and last letter."""
+    """Return start and end of each word in seconds, from the middles of its first and last letter."""
     loudness_db = _loudness_db(samples, rate_hz=rate_hz)
     begin_s, end_s = 0.0, len(samples) / rate_hz
     after_s = [_quiet(loudness_db, last, first) for (_, last), (first, _) in itertools.pairwise(peaks_s)]
@@ -132,7 +110,7 @@ def word_times(samples: np.ndarray, peaks_s: list[tuple[float, float]], *, rate_
 
 
 def _quiet(loudness_db: np.ndarray, start_s: float, end_s: float) -> tuple[float, float]:
-    """The stretch around the quietest place between two times that is nearly as quiet."""
+    """Return the stretch around the quietest place between two times that is nearly as quiet."""
     first, last = int(start_s / _HOP_S), max(int(start_s / _HOP_S), int(end_s / _HOP_S))
     part = loudness_db[first : last + 1]
     if len(part) == 0:
@@ -148,7 +126,7 @@ def _quiet(loudness_db: np.ndarray, start_s: float, end_s: float) -> tuple[float
 
 
 def _loudness_db(samples: np.ndarray, *, rate_hz: int) -> np.ndarray:
-    """Of windows around every 5 ms: (N,)."""
+    """Return the loudness of windows around every 5 ms: (N,)."""
     window, hop = round(_WINDOW_S * rate_hz), round(_HOP_S * rate_hz)
     sums = np.concatenate([[0.0], np.cumsum(np.pad(np.asarray(samples, np.float64), (window // 2, window)) ** 2)])
     starts = np.arange(0, len(samples), hop)

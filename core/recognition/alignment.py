@@ -8,14 +8,14 @@ from core.text.vocabulary import BLANK_ID
 
 
 class Span(NamedTuple):
-    """The frames first ... last of a symbol."""
+    """The first and the last frame of a symbol."""
 
     first: int
     last: int
 
 
 def ctc_spans(log_probs: np.ndarray, ids: list[int]) -> list[Span] | None:
-    """The frames of each symbol on the most probable path that spells `ids`; None where no path does.
+    """Return the frames of each symbol on the most probable path that spells `ids`; None where no path does.
 
     log_probs (T, V) with the blank at 0. Viterbi over the places blank, symbol, blank, ..., symbol, blank: from one
     frame to the next a path stays, moves on by one, or leaves out a blank between symbols that differ. Costs T x U.

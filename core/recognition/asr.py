@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,14 +21,14 @@ from core.text.vocabulary import CharacterVocabulary
 
 @section
 class AsrConfig:
-    """What the model hears and reads: manifests, features, and the augmentation of training examples.
+    """The data of speech recognition: manifests, features, and the augmentation of training examples.
 
     `order`: `exact` is the same sequence of batches on any number of ranks and over any resume; `randomized` streams
     a Shar directory, in a new order for each link.
     """
 
     train: str  # a manifest, or a blend of several (.yaml); with order=randomized a Shar directory
-    valid: str
+    valid: str  # a manifest or a blend, of which every clip is taken once
     test: str
     order: Literal["exact", "randomized"] = "exact"
     features: FeatureConfig = field(default_factory=FeatureConfig)
@@ -50,7 +51,7 @@ class AsrConfig:
 
 @dataclass(frozen=True)
 class AsrExamples:
-    """`examples(reading, rng)` is a Sample; without rng (evaluation) nothing is augmented.
+    """Makes examples: `examples(reading, rng)` is a Sample; without rng (evaluation) nothing is augmented.
 
     `output_lengths`: frames of the model's output for so many feature frames; says which utterances CTC can align.
     """
@@ -64,11 +65,11 @@ class AsrExamples:
         ids = spelled(reading, self.vocabulary, is_training=rng is not None)
         samples, rate_hz = reading.samples, reading.sample_rate_hz
         if rng is not None:
-            samples = Augment(self.config.augment, sample_rate_hz=rate_hz)(samples, rng=rng)
+            samples = self._augment(samples, rng=rng)
         if num_frames(len(samples), config=self.config.features) < 1:
             raise reading.bad("shorter than one feature frame")
         audio = torch.from_numpy(samples)[None]  # (1, S)
-        features = LogMel(self.config.features, stats=self.stats)(audio, torch.tensor([len(samples)]))[0][0]  # (T, F)
+        features = self._log_mel(audio, torch.tensor([len(samples)]))[0][0]  # (T, F)
         if rng is not None and self.config.spec_augment is not None:
             features = spec_augment(features, config=self.config.spec_augment, rng=rng)
         can_align = is_feasible(self.output_lengths(len(features)), ids)
@@ -80,14 +81,22 @@ class AsrExamples:
             audio_s=len(samples) / rate_hz,
         )
 
+    @cached_property
+    def _augment(self) -> Augment:
+        return Augment(self.config.augment, sample_rate_hz=self.config.features.sample_rate_hz)
+
+    @cached_property
+    def _log_mel(self) -> LogMel:
+        return LogMel(self.config.features, stats=self.stats)
+
     def dummy(self) -> Sample:
-        """Stands in for an empty micro-batch: a few silent frames without text."""
+        """Return what stands in for an empty micro-batch: a few silent frames without text."""
         features = torch.zeros(16, self.config.features.num_mels)
         return Sample("", features, torch.zeros(0, dtype=torch.int64), num_targets=0, audio_s=0.0)
 
 
 def spelled(reading: Reading, vocabulary: CharacterVocabulary, *, is_training: bool) -> list[int]:
-    """The ids of the utterance's characters. BadSample where there are none and, in training, for unknown ones.
+    """Return the ids of the utterance's characters. BadSample without any and, in training, for unknown ones.
 
     In evaluation those are left out: they are errors that the model could not but make.
     """
@@ -99,7 +108,7 @@ def spelled(reading: Reading, vocabulary: CharacterVocabulary, *, is_training: b
 
 
 def transcript(reading: Reading) -> str:
-    """The normalized text; BadSample for an utterance that holds no speech."""
+    """Return the normalized text; BadSample for an utterance that holds no speech."""
     text = normalize_transcript(reading.text(), language=reading.cut.supervisions[0].language or "en")
     if not text:
         raise reading.bad("no words after normalization")

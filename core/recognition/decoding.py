@@ -14,7 +14,7 @@ from core.text.vocabulary import BLANK_ID
 
 @section
 class BeamConfig:
-    """How wide a prefix beam search looks; wider is slower and never worse on its own score."""
+    """The width of a prefix beam search; wider is slower and never worse on its own score."""
 
     beam_size: int = 50  # prefixes kept after each frame
     symbols_per_frame: int = 20  # the most probable symbols of a frame that may extend a prefix
@@ -41,7 +41,7 @@ class Hypothesis:
 
 
 def greedy_search(log_probs: Tensor, lengths: Tensor) -> list[Hypothesis]:
-    """The labelling of each utterance's most probable path; its score is the path's log-probability.
+    """Return the labelling of each utterance's most probable path; its score is the path's log-probability.
 
     log_probs (B, T, V), lengths (B,); nothing after an utterance's length is read. One transfer from the device.
     """
@@ -62,7 +62,7 @@ def greedy_search(log_probs: Tensor, lengths: Tensor) -> list[Hypothesis]:
 def beam_search(
     log_probs: Tensor, lengths: Tensor, *, config: BeamConfig, scorer: Scorer | None = None
 ) -> list[list[Hypothesis]]:
-    """The labellings of each utterance with the highest scores, best first: at most `num_best`.
+    """Return the labellings of each utterance with the highest scores, best first: at most `num_best`.
 
     score(y) = ln p_ctc(y), summed over all its alignments, + what the scorer adds for its symbols and its end.
     Prefix beam search (Graves 2012; Hannun et al. 2014, arXiv:1408.2873): one entry a prefix, with the probability of
@@ -77,7 +77,7 @@ def beam_search(
 
 
 class _Search:
-    """One utterance. Prefixes are nodes of a tree; the beam is one entry of each array, K in all."""
+    """The search of one utterance. Prefixes are nodes of a tree; the beam is one entry of each array, K in all."""
 
     def __init__(self, log_probs: np.ndarray, *, config: BeamConfig, scorer: Scorer | None) -> None:
         if np.isnan(log_probs).any():
@@ -153,7 +153,7 @@ class _Search:
         self.added = np.concatenate([self.added[stays], added[entries, columns]])
 
     def _child(self, parent: int, symbol: int) -> int:
-        """The node of a prefix and one more symbol; made once, so that a prefix that returns is still the same."""
+        """Return the node of a prefix and one more symbol; made once, so that a prefix that returns is the same."""
         node = self.children.get((parent, symbol))
         if node is None:
             node = self.children[parent, symbol] = len(self.parents)
@@ -175,7 +175,7 @@ class _Search:
 
 
 def best_alignment(log_probs: np.ndarray, ids: list[int]) -> list[int]:
-    """The frame at which each symbol begins on the most probable path (Viterbi) of a labelling; log_probs (T, V)."""
+    """Return the frame at which each symbol begins on a labelling's most probable path (Viterbi); log_probs (T, V)."""
     spans = ctc_spans(log_probs, ids)
     assert spans is not None, "a hypothesis of the beam search has a path"
     return [span.first for span in spans]

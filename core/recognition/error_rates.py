@@ -11,7 +11,7 @@ from core.seeding import generator
 
 @dataclass(frozen=True)
 class ErrorCounts:
-    """Edit operations that make the hypothesis of the reference, in words or in characters; `a + b` adds corpora.
+    """The edit operations that turn reference into hypothesis, in words or in characters; `a + b` adds corpora.
 
     An utterance with an empty reference counts too: all that was heard there are insertions.
     """
@@ -29,7 +29,7 @@ class ErrorCounts:
 
     @property
     def rate(self) -> float:
-        """Errors per reference word (character): 1.0 is 100 %; infinite where the reference is empty and errors are."""
+        """The errors per reference word or character: 1.0 is 100 %; infinite for errors without a reference."""
         if self.reference == 0:
             return float("inf") if self.errors else 0.0
         return self.errors / self.reference
@@ -38,7 +38,7 @@ class ErrorCounts:
         return ErrorCounts(*(mine + theirs for mine, theirs in zip(self.astuple(), other.astuple(), strict=True)))
 
     def astuple(self) -> tuple[int, int, int, int, int, int]:
-        """The counts in the order of the fields, for a sum over ranks; `ErrorCounts(*counts)` reads it back."""
+        """Return the counts in the order of the fields, for a sum over ranks; `ErrorCounts(*counts)` reads it back."""
         return (
             self.substitutions,
             self.deletions,
@@ -50,7 +50,7 @@ class ErrorCounts:
 
 
 def count_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCounts:
-    """Errors of one utterance by a minimal alignment of two sequences of words (lists) or characters (strings)."""
+    """Count the errors of one utterance by a minimal alignment of two sequences of words (lists) or characters."""
     edits = Levenshtein.editops(reference, hypothesis)
     kinds = [edit.tag for edit in edits]
     return ErrorCounts(
@@ -64,12 +64,12 @@ def count_errors(reference: Sequence[str], hypothesis: Sequence[str]) -> ErrorCo
 
 
 def word_errors(reference: str, hypothesis: str) -> ErrorCounts:
-    """Errors of one utterance in words, split at white space: the counts of its WER."""
+    """Count the errors of one utterance in words, split at white space, for its WER."""
     return count_errors(reference.split(), hypothesis.split())
 
 
 def character_errors(reference: str, hypothesis: str) -> ErrorCounts:
-    """Errors of one utterance in characters, the spaces between words included: the counts of its CER."""
+    """Count the errors of one utterance in characters, the spaces between words included, for its CER."""
     return count_errors(" ".join(reference.split()), " ".join(hypothesis.split()))
 
 
@@ -80,7 +80,7 @@ def total(counts: Iterable[ErrorCounts]) -> ErrorCounts:
 def bootstrap_interval(
     counts: Sequence[ErrorCounts], *, seed: int, confidence: float = 0.95, resamples: int = 1000
 ) -> tuple[float, float]:
-    """Percentile interval of the corpus error rate, resampling whole utterances (Bisani & Ney, 2004).
+    """Return a percentile interval of the corpus error rate, resampling whole utterances (Bisani & Ney, 2004).
 
     The order of `counts` does not matter, so the interval is the same for any number of ranks.
     """

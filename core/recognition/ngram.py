@@ -27,7 +27,10 @@ _SECTION = re.compile(r"\\(\d+)-grams:")
 
 
 class NGram:
-    """log_probs: n-gram -> ln p(last | those before); backoffs: context -> ln of the weight of the shorter context."""
+    """A back-off model of tokens.
+
+    log_probs: ln p(last | those before) of each n-gram; backoffs: ln of the weight of the shorter context, by context.
+    """
 
     def __init__(self, tokens: Sequence[str], log_probs: dict[State, float], backoffs: dict[State, float]) -> None:
         self.tokens = list(tokens)
@@ -48,11 +51,11 @@ class NGram:
         return self._shorten((self.ids[BEGIN],))
 
     def advance(self, state: State, token: int) -> State:
-        """The state after one more token; equal states predict equally."""
+        """Return the state after one more token; equal states predict equally."""
         return self._shorten((*state, token)[-(self.order - 1) :] if self.order > 1 else ())
 
     def score(self, state: State, token: int) -> float:
-        """ln p(token | state)."""
+        """Return ln p(token | state)."""
         backoff = 0.0
         for first in range(len(state) + 1):
             found = self.log_probs.get((*state[first:], token))
@@ -62,7 +65,7 @@ class NGram:
         return NEVER
 
     def distribution(self, state: State) -> np.ndarray:
-        """ln p(token | state) of every token, (num_tokens,) float64."""
+        """Return ln p(token | state) of every token, (num_tokens,) float64."""
         if state:
             scores = self.distribution(state[1:]) + self.backoffs.get(state, 0.0)
         else:
@@ -73,7 +76,7 @@ class NGram:
         return scores
 
     def sentence_log_prob(self, sentence: Sequence[str]) -> float:
-        """ln p of the sentence and its end."""
+        """Return ln p of the sentence and its end."""
         state, log_prob = self.start, 0.0
         for token in (*map(self.id_of, sentence), self.ids[END]):
             log_prob += self.score(state, token)
@@ -81,7 +84,7 @@ class NGram:
         return log_prob
 
     def perplexity(self, sentences: Sequence[Sequence[str]]) -> float:
-        """exp of the mean -ln p of a token, sentence ends included; unknown tokens count as <unk>."""
+        """Return exp of the mean -ln p of a token, sentence ends included; unknown tokens count as <unk>."""
         return math.exp(-sum(map(self.sentence_log_prob, sentences)) / sum(len(one) + 1 for one in sentences))
 
     def save(self, path: Path) -> None:
@@ -143,7 +146,7 @@ class NGram:
 
     @cached_property
     def _followers(self) -> dict[State, tuple[np.ndarray, np.ndarray]]:
-        """Context -> the tokens seen after it and their log-probabilities."""
+        """The tokens seen after each context, and their log-probabilities."""
         followers: dict[State, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
         for ngram, log_prob in self.log_probs.items():
             tokens, log_probs = followers[ngram[:-1]]

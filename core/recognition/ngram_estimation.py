@@ -26,7 +26,7 @@ def estimate_ngram(
     smoothing: Smoothing = "witten_bell",
     unknown_share: float | None = None,
 ) -> NGram:
-    """Interpolated n-gram model of sentences, each with its end.
+    """Estimate an interpolated n-gram model of sentences, each with its end.
 
         p(w | c) = (n(c w) - d(n) + l(c) p(w | c without its first token)) / (sum over w of n(c w) - d(n), plus l(c))
 
@@ -78,13 +78,13 @@ def estimate_ngram(
 
 
 def _continuations(table: Counter[State], longer: Counter[State]) -> Counter[State]:
-    """How many different tokens stand before each n-gram; at the beginning of a sentence nothing can, so its count."""
+    """Count the different tokens before each n-gram; at the beginning of a sentence there are none: keep its count."""
     continuations = Counter(ngram[1:] for ngram in longer)
     return Counter({ngram: count if ngram[0] == _BEGIN else continuations[ngram] for ngram, count in table.items()})
 
 
 def _discounts(table: Counter[State]) -> tuple[float, float, float]:
-    """Of n-grams seen once, twice, and more often."""
+    """Return the discounts of n-grams seen once, twice, and more often."""
     seen = Counter(table.values())
     if not all(seen[count] for count in (1, 2, 3, 4)):
         return _FALLBACK_DISCOUNTS

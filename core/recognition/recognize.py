@@ -21,6 +21,7 @@ from core.recognition.fusion import FusionConfig, WeightedScorer
 from core.rundir.files import PREDICTIONS
 from core.rundir.whole_files import append_record
 from core.text.vocabulary import CharacterVocabulary
+from core.train.evaluate import evaluation_mode
 
 GREEDY, NGRAM = "greedy", "ngram"
 SHOWN = 3  # predictions of a validation that are kept for the report
@@ -28,7 +29,7 @@ SHOWN = 3  # predictions of a validation that are kept for the report
 
 @section
 class DecodeConfig:
-    """How held-out speech is decoded: greedily, and by a beam search with an n-gram of the training texts."""
+    """The decoding of held-out speech: greedily, and by a beam search with an n-gram of the training texts."""
 
     beam: BeamConfig = field(default_factory=BeamConfig)
     ngram: FusionConfig = field(default_factory=FusionConfig)
@@ -61,7 +62,7 @@ class Scored:
 
 
 def count_errors(model: nn.Module, batch: Any, *, predictions: Predictions) -> Mapping[str, tuple[Any, Any]]:
-    """valid_loss, valid_wer and valid_cer of one batch as (numerator, denominator), decoded greedily."""
+    """Return valid_loss, valid_wer and valid_cer of one batch as (numerator, denominator), decoded greedily."""
     output = model(batch.inputs, batch.input_lengths)
     loss = ctc_loss(output.logits, output.lengths, batch.targets, batch.target_lengths).loss_sum
     hypotheses = greedy_search(output.logits.float().log_softmax(dim=-1), output.lengths)
@@ -94,27 +95,27 @@ def recognize(
     scorer: WeightedScorer | None,
     ranks: Ranks,
 ) -> list[Scored]:
-    """Every utterance of this rank's `batches` by both decodings; those of all ranks, on all alike.
+    """Decode every utterance of this rank's `batches` both ways; return those of all ranks, on all alike.
 
     `references`: what is said in each, by its sample id.
     """
-    model.eval()
     mine = []
-    for batch in batches:
-        batch = batch.to(ranks.device)
-        output = model(batch.inputs, batch.input_lengths)
-        log_probs, lengths = output.logits.float().log_softmax(dim=-1).cpu(), output.lengths.cpu()
-        greedy = greedy_search(log_probs, lengths)
-        beams = beam_search(log_probs, lengths, config=beam, scorer=scorer)
-        for row, sample_id in enumerate(batch.sample_ids):
-            best = {GREEDY: greedy[row].ids, NGRAM: beams[row][0].ids if beams[row] else []}
-            texts = {name: vocabulary.decode(ids) for name, ids in best.items()}
-            mine.append(Scored(sample_id, references[sample_id], texts))
+    with evaluation_mode(model):
+        for batch in batches:
+            batch = batch.to(ranks.device)
+            output = model(batch.inputs, batch.input_lengths)
+            log_probs, lengths = output.logits.float().log_softmax(dim=-1).cpu(), output.lengths.cpu()
+            greedy = greedy_search(log_probs, lengths)
+            beams = beam_search(log_probs, lengths, config=beam, scorer=scorer)
+            for row, sample_id in enumerate(batch.sample_ids):
+                best = {GREEDY: greedy[row].ids, NGRAM: beams[row][0].ids if beams[row] else []}
+                texts = {name: vocabulary.decode(ids) for name, ids in best.items()}
+                mine.append(Scored(sample_id, references[sample_id], texts))
     return [one for part in ranks.gather(mine)[:: ranks.tp_size] for one in part]
 
 
 def summarize(scored: Sequence[Scored], *, split: str, seed: int) -> dict[str, float]:
-    """WER and CER of both decodings with the WER's 95 % bootstrap interval, and the counts they rest on."""
+    """Return WER and CER of both decodings with the WER's 95 % bootstrap interval, and the counts they rest on."""
     scores: dict[str, float] = {}
     for name in (GREEDY, NGRAM):
         words = [word_errors(one.reference, one.hypotheses[name]) for one in scored]

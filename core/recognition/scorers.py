@@ -21,24 +21,24 @@ _TINY = 1e-300  # stands for 0 where a logarithm is taken
 
 
 class Scorer(Protocol):
-    """States are hashable; symbols are ids of the character vocabulary, and V its size with the blank."""
+    """A language model; its states are hashable, symbols are ids of the vocabulary, and V its size with the blank."""
 
     @property
     def start(self) -> Any: ...
 
     def scores(self, state: Any) -> np.ndarray:
-        """What each next symbol adds, (V,); -inf forbids it. The blank's entry means nothing. Not to be changed."""
+        """Return what each next symbol adds, (V,), read-only; -inf forbids it. The blank's entry means nothing."""
         ...
 
     def advance(self, state: Any, symbol: int) -> Any: ...
 
     def final(self, state: Any) -> float:
-        """What the end of the utterance adds."""
+        """Return what the end of the utterance adds."""
         ...
 
 
 class CharacterScorer:
-    """ln p of a character n-gram model that was trained on whole texts, spaces included."""
+    """The ln p of a character n-gram model that was trained on whole texts, spaces included."""
 
     def __init__(self, ngram: NGram, *, vocabulary: CharacterVocabulary) -> None:
         self.ngram = ngram
@@ -57,7 +57,7 @@ class CharacterScorer:
 
 
 class WordState(NamedTuple):
-    """Where a hypothesis stands: complete words behind it, a part of a word before it."""
+    """The state of a hypothesis: its complete words, and the part of a word that follows them."""
 
     history: State  # of the word model
     first: int  # the known words that begin with the part: words[first:last]
@@ -69,7 +69,7 @@ class WordState(NamedTuple):
 
 
 class _Branch(NamedTuple):
-    """How the known words that share a beginning go on."""
+    """The next symbols of the known words that share a beginning."""
 
     firsts: np.ndarray  # (V,): with symbol v they are words[firsts[v]:lasts[v]]
     lasts: np.ndarray
@@ -77,7 +77,7 @@ class _Branch(NamedTuple):
 
 
 class _Prediction(NamedTuple):
-    """What the word model expects after one history."""
+    """The word model's distribution after one history."""
 
     probabilities: np.ndarray  # (W,) of the known words
     cumulative: np.ndarray  # (W + 1,)
@@ -86,7 +86,7 @@ class _Prediction(NamedTuple):
 
 
 class WordScorer:
-    """ln p of a word n-gram model with an open vocabulary, spread over the characters of the words.
+    """The ln p of a word n-gram model with an open vocabulary, spread over the characters of the words.
 
         P(part | h) = sum of p(w | h) over known words w that begin with the part + p(<unk> | h) q(part)
         score(next character) = ln P(part + character | h) - ln P(part | h)
@@ -151,12 +151,12 @@ class WordScorer:
         return WordState(history, 0, len(self.words), 0, self.spelling.start, 0.0, 0.0)
 
     def _word(self, state: WordState) -> int:
-        """The token of the part as a complete word."""
+        """Return the token of the part as a complete word."""
         complete = self._branch(state.first, state.last, state.length).complete
         return self.ngram.ids[UNKNOWN] if complete is None else int(self.word_tokens[complete])
 
     def _log_word(self, state: WordState) -> float:
-        """ln of the probability of the part as a complete word."""
+        """Return ln of the probability of the part as a complete word."""
         prediction = self._predict(state.history)
         spelled_end = float(self._spell(state.spelling)[self.spelling.ids[END]])
         complete = self._branch(state.first, state.last, state.length).complete
@@ -181,7 +181,7 @@ class WordScorer:
 
 
 def _tokens_of_symbols(ngram: NGram, vocabulary: CharacterVocabulary) -> np.ndarray:
-    """(V,) the n-gram's token of each symbol of the vocabulary; of the blank, which is never asked for, <unk>."""
+    """Return (V,), the n-gram's token of each symbol; that of the blank, which is never asked for, is <unk>."""
     tokens = np.array([ngram.ids[UNKNOWN], *map(ngram.id_of, vocabulary.symbols)])
     assert BLANK_ID == 0
     return tokens
@@ -192,7 +192,7 @@ def _cached(function: Callable[..., T], *, length: int) -> Callable[..., T]:
 
 
 def _log_sum(probability: float, log_other: float) -> float:
-    """ln (probability + exp log_other)."""
+    """Return ln (probability + exp log_other)."""
     log_one = math.log(max(probability, _TINY))
     low, high = sorted((log_one, log_other))
     return high + math.log1p(math.exp(low - high))

@@ -26,6 +26,7 @@ from core.recognition.asr import spelled
 from core.recognition.asr_corpus import Cuts, kept_vocabulary, texts_of, transcripts
 from core.samplers.plan import Draw, Plan
 from core.seeding import generator
+from core.speech.audio import zero_mean_unit_variance
 from core.speech.masking import MaskConfig, span_mask
 from core.text.vocabulary import CharacterVocabulary
 
@@ -34,7 +35,7 @@ SAMPLE_RATE_HZ = 16_000
 
 @section
 class WaveformAsrConfig:
-    """Manifests, and how their clips are heard and spelled.
+    """The data of fine-tuning: manifests, and how their clips are heard and spelled.
 
     `symbols`: the characters to spell with, the space among them; null takes those of the training texts. `normalize`:
     each clip to mean 0 and variance 1, as in the pretraining. `time_mask`: frames that are replaced by the mask's
@@ -86,7 +87,7 @@ class MaskedUtterances(SpeechDataset):
         )
 
     def _mask(self, name: str, config: MaskConfig | None, sizes: np.ndarray, draws: Sequence[Draw]) -> Tensor:
-        """sizes (B,) -> (B, largest size): True where masked; without a config nowhere.
+        """Return a mask (B, largest size) for sizes (B,): True where masked; without a config nowhere.
 
         There is always a mask, because ranks wait for the gradient of its embedding.
         """
@@ -104,22 +105,22 @@ class WaveformCorpus:
 
     config: WaveformAsrConfig
     sources: list[TrainingSource]
-    valid: ManifestIndex
+    valid: list[TrainingSource]
     test: ManifestIndex
     vocabulary: CharacterVocabulary
 
     @classmethod
     def open(cls, config: WaveformAsrConfig, directory: Path, *, ranks: Ranks) -> "WaveformCorpus":
-        """The characters are kept in `directory`, that of the run. ValueError for a manifest that is missing."""
+        """Open the manifests; the characters are kept in the run's `directory`. ValueError for a missing manifest."""
         sources = open_sources(Path(config.train))
-        valid, test = (ManifestIndex.open(Path(path)) for path in (config.valid, config.test))
+        valid, test = open_sources(Path(config.valid)), ManifestIndex.open(Path(config.test))
         learned_from: list[Cuts] = [source.manifest for source in sources]
         vocabulary = kept_vocabulary(directory, learned_from, symbols=config.symbols, ranks=ranks)
         return cls(config, sources, valid, test, vocabulary)
 
     @property
     def texts(self) -> list[str]:
-        """What is said in the training speech, to learn an n-gram from."""
+        """The texts of the training speech, to learn an n-gram from."""
         return texts_of(source.manifest for source in self.sources)
 
     @property
@@ -130,7 +131,7 @@ class WaveformCorpus:
     def training_set(
         self, plan: Plan, *, output_lengths: Callable[[Any], Any], num_channels: int, seed: int
     ) -> MaskedUtterances:
-        """`output_lengths`: frames of the model for so many samples, of `num_channels` channels."""
+        """Return the training examples; a model has `output_lengths` frames of `num_channels` channels for a clip."""
         examples = WaveformExamples(self.config, self.vocabulary, output_lengths)
         return MaskedUtterances(
             [source.manifest for source in self.sources],
@@ -138,7 +139,7 @@ class WaveformCorpus:
             examples.dummy(),
             SAMPLE_RATE_HZ,
             seed=seed,
-            allowed_s=plan.allowed_s,
+            allowed_s=plan.crop_length,
             output_lengths=output_lengths,
             num_channels=num_channels,
             time_mask=self.config.time_mask,
@@ -147,15 +148,16 @@ class WaveformCorpus:
 
     def evaluation_set(self, split: Literal["valid", "test"], *, output_lengths: Callable[[Any], Any]) -> SpeechDataset:
         examples = WaveformExamples(self.config, self.vocabulary, output_lengths)
-        index = self.valid if split == "valid" else self.test
-        return SpeechDataset([index], examples, examples.dummy(), SAMPLE_RATE_HZ)
+        indexes = [source.manifest for source in self.valid] if split == "valid" else [self.test]
+        return SpeechDataset(indexes, examples, examples.dummy(), SAMPLE_RATE_HZ)
 
 
 @dataclass(frozen=True)
 class WaveformExamples:
-    """`examples(reading, rng)` is a Sample that counts as one target, so that the loss is a mean over utterances.
+    """Makes examples that count as one target each: `examples(reading, rng)`.
 
-    That is how fairseq and torchaudio fine-tune; an utterance that CTC cannot align counts as none.
+    So the loss is a mean over utterances, which is how fairseq and torchaudio fine-tune; an utterance that CTC cannot
+    align counts as none.
     """
 
     config: WaveformAsrConfig
@@ -168,7 +170,7 @@ class WaveformExamples:
         if num_frames < 1:
             raise reading.bad("shorter than one frame of the model")
         if self.config.normalize:
-            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-5)
+            samples = zero_mean_unit_variance(samples, epsilon=1e-5)
         return Sample(
             sample_id=reading.sample_id,
             inputs=torch.from_numpy(samples),
@@ -178,5 +180,5 @@ class WaveformExamples:
         )
 
     def dummy(self) -> Sample:
-        """Stands in for an empty micro-batch: a little silence without text."""
+        """Return what stands in for an empty micro-batch: a little silence without text."""
         return Sample("", torch.zeros(1600), torch.zeros(0, dtype=torch.int64), num_targets=0, audio_s=0.0)

@@ -1,4 +1,4 @@
-"""The curves of several runs in one picture:
+"""The curves of several runs in one picture.
 
 python -m core.report.comparison runs/comparison.png runs/one runs/other
 """
@@ -6,10 +6,11 @@ python -m core.report.comparison runs/comparison.png runs/one runs/other
 import sys
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from core.report.picture import curve, thinned
+from core.report.picture import curve, thinned, throughput
 from core.rundir.files import METRICS
 from core.rundir.metrics_log import read_metrics
 from core.rundir.whole_files import appears_whole
@@ -23,7 +24,7 @@ STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True
 
 
 def panels(runs: Mapping[str, Records]) -> list[tuple[str, str]]:
-    """(phase, name) of what is drawn: the loss, then every validation metric that two runs or more have, then speed."""
+    """Return (phase, name) of what is drawn: the loss, validation metrics of two runs or more, then speed."""
     counts: dict[str, int] = {}
     for records in runs.values():
         for name in {name for record in records if record["phase"] == "valid" for name in record}:
@@ -31,11 +32,12 @@ def panels(runs: Mapping[str, Records]) -> list[tuple[str, str]]:
                 counts[name] = counts.get(name, 0) + 1
     shared = sorted(name for name, count in counts.items() if count > 1)
     chosen = [("valid", name) for name in shared][: MOST_PANELS - 2]
-    return [("train", "loss"), *chosen, ("train", "audio_s_per_s")]
+    speed, _ = throughput(chain.from_iterable(runs.values()))
+    return [("train", "loss"), *chosen, ("train", speed)]
 
 
 def draw(runs: Mapping[str, Records]) -> bytes:
-    """A PNG with one panel a metric and one line a run."""
+    """Return a PNG with one panel a metric and one line a run."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 

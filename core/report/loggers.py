@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @section
 class WandbConfig:
-    """Weights & Biases. The key comes from the environment (WANDB_API_KEY), never from here.
+    """Settings of Weights & Biases. The key comes from the environment (WANDB_API_KEY), never from here.
 
     `offline` writes files under the run directory for `wandb sync`; so does `online` when the server cannot be
     reached.
@@ -28,14 +28,14 @@ class WandbConfig:
 
 @section
 class LoggerConfig:
-    """Which loggers get the records besides metrics.jsonl."""
+    """The loggers that get the records besides metrics.jsonl."""
 
     tensorboard: bool = True
     wandb: WandbConfig | None = None
 
 
 class Logger(Protocol):
-    """What gets every record."""
+    """The interface of what gets every record."""
 
     def write(self, record: Mapping[str, Any]) -> None: ...
 
@@ -45,7 +45,7 @@ class Logger(Protocol):
 def open_loggers(
     config: LoggerConfig, run_directory: Path, *, step: int, run_config: Mapping[str, Any]
 ) -> list[Logger]:
-    """The loggers of a run that goes on after `step` updates; rank 0 only."""
+    """Open the loggers of a run that goes on after `step` updates; rank 0 only."""
     loggers: list[Logger] = []
     if config.tensorboard:
         loggers.append(TensorBoardLogger(run_directory, step=step))
@@ -55,7 +55,7 @@ def open_loggers(
 
 
 class TensorBoardLogger:
-    """Event files under `tensorboard/`; what an earlier link wrote beyond `step` is purged."""
+    """The event files under `tensorboard/`; what an earlier link wrote beyond `step` is purged."""
 
     def __init__(self, run_directory: Path, *, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -73,7 +73,7 @@ class TensorBoardLogger:
 
 
 class WandbLogger:
-    """One W&B run over all links; `step` is the x axis of every curve."""
+    """A W&B run over all links; `step` is the x axis of every curve."""
 
     def __init__(self, config: WandbConfig, run_directory: Path, *, run_config: Mapping[str, Any]) -> None:
         try:
@@ -112,7 +112,7 @@ class WandbLogger:
 
 
 def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of a record, without its place, time and the values that are null."""
+    """Return the metrics of a record, without its place, time and the values that are null."""
     place = ("step", "token", "link")
     return {
         name: value

@@ -1,6 +1,6 @@
 """The picture of a run: losses, error rates, speed and health over the steps, with the links marked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ Record = Mapping[str, Any]
 
 
 def draw(records: Sequence[Record], *, heading: tuple[str, str] | None = None) -> bytes:
-    """A PNG of the records of metrics.jsonl, under a title and a line of facts."""
+    """Return a PNG of the records of metrics.jsonl, under a title and a line of facts."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -47,7 +47,8 @@ def draw(records: Sequence[Record], *, heading: tuple[str, str] | None = None) -
         _draw_losses(axes[0], records)
         rates = {name: _label(name) for name in _valid_names(records, "wer") + _valid_names(records, "cer")}
         _draw_curves(axes[1], records, rates, title="Validation error rate", phase="valid", percent=True)
-        _draw_curves(axes[2], records, {"audio_s_per_s": ""}, title="Throughput (audio s/s)")
+        name, unit = throughput(records)
+        _draw_curves(axes[2], records, {name: ""}, title=f"Throughput ({unit})")
         _draw_curves(axes[3], records, {"lr": ""}, title="Learning rate")
         _draw_curves(axes[4], records, {"grad_norm": ""}, title="Gradient norm", log=True)
         shares = {"mfu": "MFU", "padding_share": "padding", "data_wait_share": "waiting for data"}
@@ -59,15 +60,21 @@ def draw(records: Sequence[Record], *, heading: tuple[str, str] | None = None) -
     return image.getvalue()
 
 
+def throughput(records: Iterable[Record]) -> tuple[str, str]:
+    """Return the metric that says how fast a run went through its data, and its unit: tokens where it counted them."""
+    has_tokens = any("tokens_per_s" in record for record in records)
+    return ("tokens_per_s", "tokens/s") if has_tokens else ("audio_s_per_s", "audio s/s")
+
+
 def curve(records: Sequence[Record], name: str, *, phase: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one metric, where it has a value."""
+    """Return steps and values of one metric, where it has a value."""
     points = [(r["step"], r[name]) for r in records if r["phase"] == phase and isinstance(r.get(name), int | float)]
     steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
     return steps, values
 
 
 def thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most MAX_POINTS points: means of neighbors."""
+    """Return at most MAX_POINTS points: means of neighbors."""
     if len(steps) <= MAX_POINTS:
         return steps, values
     edges = np.linspace(0, len(steps), MAX_POINTS + 1).astype(int)
@@ -151,7 +158,7 @@ def _set_log(ax: "Axes") -> None:
 
 
 def _mark_links(ax: "Axes", records: Sequence[Record]) -> None:
-    """A dotted line at each step where a later link went on."""
+    """Draw a dotted line at each step where a later link went on."""
     for record in records:
         if record["phase"] == "start" and record["step"] > 0 and ax.lines:
             ax.axvline(record["step"], color=GREY, linestyle=":", linewidth=1.2, label="_link")
@@ -175,7 +182,7 @@ def _label(name: str) -> str:
 
 
 def _smoothed(values: np.ndarray) -> np.ndarray:
-    """Exponential mean over about a hundredth of the curve, corrected for its start."""
+    """Return the exponential mean over about a hundredth of the curve, corrected for its start."""
     decay = 1 - 1 / max(4.0, len(values) / 100)
     total = weight = 0.0
     smooth = np.empty_like(values)

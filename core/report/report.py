@@ -103,7 +103,7 @@ def _scores(run_directory: Path) -> list[str]:
 
 
 def _pictures(run_directory: Path) -> list[str]:
-    """What the recipe drew at its end."""
+    """Show what the recipe drew at its end."""
     page = []
     for name, (title, caption) in PICTURES.items():
         if (run_directory / name).exists():
@@ -135,7 +135,7 @@ def _links(links: Sequence[LinkRecord]) -> list[str]:
 
 
 def _predictions(run_directory: Path) -> list[str]:
-    """The latest hypotheses beside their references, and how the first one came about."""
+    """Show the latest hypotheses beside their references, and how the first one came about."""
     records = [r for r in read_records(run_directory / PREDICTIONS) if {"step", "sample_id", "reference"} <= r.keys()]
     if not records:
         return []
@@ -159,7 +159,7 @@ def _predictions(run_directory: Path) -> list[str]:
 
 
 def _neighbours(run_directory: Path) -> list[str]:
-    """What lies nearest to some clips and texts, with the cosine of each, the own one's first; of the latest search."""
+    """Show what lies nearest to some clips and texts of the latest search, with cosines, the own one's first."""
     records = list(read_records(run_directory / NEIGHBOURS))
     latest = [record for record in records if record["step"] == max(one["step"] for one in records)]
     page = []
@@ -185,7 +185,7 @@ def _config(run_directory: Path) -> list[str]:
 
 
 def _marked(reference: str, hypothesis: str) -> str:
-    """A cell with the hypothesis, its wrong words and the words it lacks marked."""
+    """Return a cell with the hypothesis, its wrong words and the words it lacks marked."""
     expected, heard, parts = reference.split(), hypothesis.split(), []
     for kind, i, j, k, m in difflib.SequenceMatcher(None, expected, heard, autojunk=False).get_opcodes():
         missing, found = escape(" ".join(expected[i:j])), escape(" ".join(heard[k:m]))

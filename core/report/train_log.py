@@ -27,7 +27,7 @@ NAN = float("nan")
 
 
 class RankStep(NamedTuple):
-    """What one rank tells of its last step: its own loss since the last record, and the seconds of the parts."""
+    """The last step of one rank: its own loss since the last record, and the seconds of the parts."""
 
     rank: int
     loss: float | None
@@ -35,13 +35,13 @@ class RankStep(NamedTuple):
 
 
 class TrainLog:
-    """Appends lines; rank 0 only."""
+    """The file train.log, to which rank 0 appends lines."""
 
     def __init__(self, path: Path, timing: TimingConfig, *, total_steps: int) -> None:
         self._path, self._timing, self._total_steps = path, timing, total_steps
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """The lines of a record of metrics.jsonl: loss, parts of the step, time to the end."""
+        """Write the lines of a record of metrics.jsonl: loss, parts of the step, time to the end."""
         if record["phase"] != "train":
             return
         loss = record.get("loss")
@@ -53,7 +53,7 @@ class TrainLog:
         self._append(lines)
 
     def write_ranks(self, ranks: Sequence[RankStep], *, step: int) -> None:
-        """One line a rank that has measured a step."""
+        """Write one line a rank that has measured a step."""
         lines = []
         for rank, loss, parts_s in ranks:
             if parts_s:
@@ -83,7 +83,7 @@ class TrainLog:
 
 
 def hms(seconds: float) -> str:
-    """`00:09:33`; hours may have more digits."""
+    """Format seconds as `00:09:33`; hours may have more digits."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours:02}:{minute:02}:{second:02}"

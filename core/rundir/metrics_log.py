@@ -24,6 +24,7 @@ TRAIN_FORMATS = {
     "grad_norm": "norm {:.3g}",
     "lr": "lr {:.2e}",
     "audio_s_per_s": "{:,.0f} audio s/s",
+    "tokens_per_s": "{:,.0f} tokens/s",
     "step_s_p50": "{:.3g} s/step",
     "data_wait_share": "wait {:.0%}",
     "mfu": "MFU {:.1%}",

@@ -1,4 +1,4 @@
-"""The stream of draws: sources interleaved by integer weights, each passing over its cuts again and again.
+"""The stream of draws: sources interleaved by integer weights, each passing over its examples again and again.
 
 The stream is endless and nothing of it is stored: any stretch of it is computed from its place alone.
 """
@@ -17,7 +17,7 @@ _MAX_PERIOD = 1_000_000
 
 
 class Draw(NamedTuple):
-    """One cut of a micro-batch: the number of its source, which pass over that source, the row in its manifest."""
+    """One example of a micro-batch: the number of its source, which pass over that source, its row there."""
 
     source: int
     epoch: int
@@ -30,13 +30,13 @@ class Draws(NamedTuple):
     source: np.ndarray  # (N,) int16
     epoch: np.ndarray  # (N,) int64
     row: np.ndarray  # (N,) uint32
-    duration_s: np.ndarray  # (N,) float32, as it counts in a batch
-    repeats: bool  # whether a cut may occur twice
+    length: np.ndarray  # (N,) float32, as it counts in a batch
+    repeats: bool  # whether an example may occur twice
 
     def identities(self, *, key: int) -> np.ndarray:
-        """A keyed number for each draw that looks random, equal only where the cut is equal: (N,) uint64."""
-        cuts = (self.source.astype(np.uint64) << np.uint64(40)) | self.row.astype(np.uint64)
-        return mix64(cuts ^ np.uint64(key))
+        """Return a keyed number for each draw that looks random, equal only where the example is: (N,) uint64."""
+        examples = (self.source.astype(np.uint64) << np.uint64(40)) | self.row.astype(np.uint64)
+        return mix64(examples ^ np.uint64(key))
 
 
 class Blend:
@@ -55,7 +55,7 @@ class Blend:
         return len(self._order)
 
     def stretch(self, number: int, *, most: int) -> tuple[int, int]:
-        """The stretch of the stream that is chunk `number`, of at most `most` draws: (first, how many).
+        """Return the stretch of the stream that is chunk `number`, of at most `most` draws: (first, how many).
 
         A single source is cut into equal parts that end with its epoch. A blend is cut after whole periods, and no
         later than where the source that takes longest has been passed over once.
@@ -73,31 +73,31 @@ class Blend:
         return epoch * total + begin, end - begin
 
     def counts(self, position: int) -> np.ndarray:
-        """How many draws of each source lie before a position of the stream: (sources,) int64."""
+        """Return how many draws of each source lie before a position of the stream: (sources,) int64."""
         periods, rest = divmod(position, self.period)
         return periods * self._weights + np.bincount(self._order[:rest], minlength=len(self._weights))
 
     def draws(self, first: int, num: int) -> Draws:
-        """The draws at positions first .. first + num - 1, in time proportional to `num`, wherever `first` lies."""
+        """Return the draws at positions first .. first + num - 1, in time proportional to `num`, wherever they lie."""
         firsts, ends = self.counts(first).tolist(), self.counts(first + num).tolist()
         parts = []
         repeats = False
         for one, key, begin, end in zip(self.admitted, self._keys, firsts, ends, strict=True):
             epoch, index = endless_passes(begin, end - begin, num_rows=one.num, key=key)
-            parts.append((epoch, *one.cuts(index)))
+            parts.append((epoch, *one.rows_and_lengths(index)))
             repeats |= begin < end and begin // one.num != (end - 1) // one.num
         source = np.tile(np.roll(self._order, -(first % self.period)), -(-num // self.period))[:num]
         if len(parts) == 1:
             return Draws(source, *parts[0], repeats)
-        epoch, row, duration_s = (np.empty(num, array.dtype) for array in parts[0])
+        epoch, row, length = (np.empty(num, array.dtype) for array in parts[0])
         for number, part in enumerate(parts):
             where = np.flatnonzero(source == number)
-            epoch[where], row[where], duration_s[where] = part
-        return Draws(source, epoch, row, duration_s, repeats)
+            epoch[where], row[where], length[where] = part
+        return Draws(source, epoch, row, length, repeats)
 
 
 def _interleave(weights: np.ndarray) -> np.ndarray:
-    """Which source each of the first sum-of-weights draws is from, every source as evenly spread as can be."""
+    """Return the source of each of the first sum-of-weights draws, every source as evenly spread as can be."""
     period = int(weights.sum())
     if period > _MAX_PERIOD:
         raise ValueError(

@@ -16,7 +16,7 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 
 def mix64(values: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64 (Steele et al., 2014): a bijection of uint64 that looks random."""
+    """Apply the finalizer of splitmix64 (Steele et al., 2014): a bijection of uint64 that looks random."""
     mixed = values.astype(np.uint64) + _GOLDEN
     mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -24,13 +24,13 @@ def mix64(values: np.ndarray) -> np.ndarray:
 
 
 def hashes(num: int, *, key: int) -> np.ndarray:
-    """`num` different uint64 numbers that look random: sorting by them is a keyed shuffle."""
+    """Return `num` different uint64 numbers that look random: sorting by them is a keyed shuffle."""
     start = np.array([key], np.uint64) + np.arange(num, dtype=np.uint64) * _GOLDEN
     return mix64(start)
 
 
 def endless_passes(first: int, num: int, *, num_rows: int, key: int) -> tuple[np.ndarray, np.ndarray]:
-    """Draws first .. first + num - 1 of endless passes over num_rows rows: (epochs, rows), (num,) int64 and uint32."""
+    """Return draws first .. first + num - 1 of endless passes over num_rows rows: (epochs, rows), int64 and uint32."""
     if not 1 <= num_rows <= _MAX_ROWS:
         raise ValueError(f"a source must have 1 to {_MAX_ROWS:,} rows, not {num_rows:,}; split it in two sources")
     epochs = np.arange(first // num_rows, -(-(first + num) // num_rows))
@@ -48,7 +48,7 @@ def endless_passes(first: int, num: int, *, num_rows: int, key: int) -> tuple[np
 
 
 def permute(index: np.ndarray, *, num_rows: int, key: int) -> np.ndarray:
-    """Where a keyed bijection of 0 .. num_rows-1 sends each index, as uint32.
+    """Return where a keyed bijection of 0 .. num_rows-1 sends each index, as uint32.
 
     A Feistel network (Luby and Rackoff, 1988) over the least power of two, and what falls outside is sent through it
     again until it falls inside (cycle walking; Black and Rogaway, 2002): less than two passes on average.
@@ -66,7 +66,7 @@ def permute(index: np.ndarray, *, num_rows: int, key: int) -> np.ndarray:
 
 
 def _feistel(values: np.ndarray, *, bits: int, round_keys: np.ndarray) -> np.ndarray:
-    """A bijection of 0 .. 2**bits-1, as uint32: each half in turn is changed by a hash of the other."""
+    """Apply a bijection of 0 .. 2**bits-1, as uint32: each half in turn is changed by a hash of the other."""
     low_bits = (bits + 1) // 2
     low_mask, high_mask = np.uint32(2**low_bits - 1), np.uint32(2 ** (bits - low_bits) - 1)
     high = values >> np.uint32(low_bits)
@@ -80,7 +80,7 @@ def _feistel(values: np.ndarray, *, bits: int, round_keys: np.ndarray) -> np.nda
 
 
 def _hash32(values: np.ndarray, round_key: np.uint32) -> np.ndarray:
-    """A uint32 hash whose low 16 bits look random."""
+    """Return a uint32 hash whose low 16 bits look random."""
     mixed = values * np.uint32(0x9E3779B1)
     mixed ^= round_key
     mixed ^= mixed >> np.uint32(15)
@@ -93,7 +93,7 @@ def _epoch_key(key: int, epoch: int) -> int:
 
 
 def _sorted_epochs(epochs: np.ndarray, *, num_rows: int, key: int) -> np.ndarray:
-    """The permutations of some epochs of few rows: (epochs, num_rows)."""
+    """Return the permutations of some epochs of few rows: (epochs, num_rows)."""
     epoch_keys = mix64(np.array([key], np.uint64) ^ mix64(epochs))  # (epochs,)
     rows = np.arange(num_rows, dtype=np.uint64) * _GOLDEN  # (num_rows,)
     return mix64(epoch_keys[:, None] + rows[None, :]).argsort(axis=1, kind="stable")

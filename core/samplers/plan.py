@@ -1,4 +1,4 @@
-"""The data plan: which cuts make step k, as a pure function of (seed, segment, sources, rules).
+"""The data plan: which examples make step k, as a pure function of (seed, segment, sources, rules).
 
     plan = Plan([Source("train", index.durations_s)], config.plan, seed=config.seed)
     for step in plan.steps(position):                                      # endless; from anywhere at the same cost
@@ -6,8 +6,8 @@
         ...
         position = step.after                                              # all there is to save
 
-The stream of draws (blend.py) is cut into chunks and each chunk made into whole steps (chunk.py) by itself, so a
-resume rebuilds one chunk, whatever the step. A step is the same on any number of ranks.
+The stream of draws (blend.py) is cut into chunks, and the rules (rules.py) make each chunk into whole steps by itself,
+so a resume rebuilds one chunk, whatever the step. A step is the same on any number of ranks.
 """
 
 import hashlib
@@ -20,11 +20,9 @@ import numpy as np
 
 from core.samplers.admission import Source, admit
 from core.samplers.blend import Blend, Draw, Draws
-from core.samplers.buckets import make_buckets
-from core.samplers.chunk import Chunk, make_chunk
-from core.samplers.constant import draws_of_chunk
 from core.samplers.evaluation import EvaluationPlan
-from core.samplers.rules import PlanConfig
+from core.samplers.rules import Chunk, Rules, divisors
+from core.samplers.settings import PlanConfig
 from core.samplers.statistics import PlanStatistics
 from core.seeding import key64
 
@@ -33,7 +31,7 @@ __all__ = [
     "rank_micro_batches",
 ]  # fmt: skip
 
-_SAMPLE = 100_000  # draws that the edges of the buckets follow from
+_SAMPLE = 100_000  # draws that the rules prepare for
 
 
 class Position(NamedTuple):
@@ -44,10 +42,12 @@ class Position(NamedTuple):
     offset: int
 
 
-class Lengths(Protocol):
-    """How long each draw counts, where that differs from epoch to epoch: (N,) float32, at most `draws.duration_s`."""
+class DrawnLengths(Protocol):
+    """How long each draw counts, where that differs from epoch to epoch."""
 
-    def __call__(self, draws: Draws, *, segment: int) -> np.ndarray: ...
+    def __call__(self, draws: Draws, *, segment: int) -> np.ndarray:
+        """Return (N,) float32, at most `draws.length`."""
+        ...
 
 
 class MicroBatches(Sequence[list[Draw]]):
@@ -81,43 +81,40 @@ class PlannedStep(NamedTuple):
 
 
 class Plan:
-    """The endless sequence of steps over weighted sources. Raises ValueError for sources that cannot be planned.
+    """The endless sequence of steps over weighted sources. Raise ValueError for sources that cannot be planned.
 
-    `segment` counts the changes of the blend within a run: each segment is a plan of its own. `lengths`: what of each
-    draw is read, where that is a random part of its cut.
+    `rules` is the section that configures them. `segment` counts the changes of the blend within a run: each segment is
+    a plan of its own. `lengths`: what of each draw is read, where that is a random part of its example.
     """
 
     def __init__(
         self,
         sources: Sequence[Source],
-        config: PlanConfig,
+        rules: Rules,
         *,
         seed: int,
         segment: int = 0,
-        lengths: Lengths | None = None,
+        lengths: DrawnLengths | None = None,
     ) -> None:
         _check_sources(sources)
-        self.config = config
+        self.rules = rules
         self.seed = seed
         self.segment = segment
         self._sources = sources
         self._lengths = lengths
-        self._admitted = [admit(source, config) for source in sources]
+        self._admitted = [admit(source, rules.budget) for source in sources]
         self._blend = Blend(self._admitted, seed=seed, segment=segment)
-        longest_s = max(one.longest_s for one in self._admitted) or config.allowed_s  # 0 when all are over the budget
-        self._draws_of_chunk = draws_of_chunk(self._admitted, config) if config.constant_cuts else None
-        sample = self._draws(0, min(_SAMPLE, sum(one.num for one in self._admitted))).duration_s
-        sample = np.minimum(sample, np.float32(longest_s))
-        self._buckets = make_buckets(sample, num_buckets=config.num_buckets, longest_s=longest_s)
+        sample = self._draws(0, min(_SAMPLE, sum(one.num for one in self._admitted))).length
+        self._batching = rules.batching(self._admitted, sample)
 
     def in_segment(self, segment: int) -> "Plan":
-        """The plan of another segment over the same sources."""
+        """Return the plan of another segment over the same sources."""
         if segment == self.segment:
             return self
-        return Plan(self._sources, self.config, seed=self.seed, segment=segment, lengths=self._lengths)
+        return Plan(self._sources, self.rules, seed=self.seed, segment=segment, lengths=self._lengths)
 
     def steps(self, start: Position | None = None) -> Iterator[PlannedStep]:
-        """The steps from a position on (default: from the first of this segment), without end."""
+        """Return the steps from a position on (default: from the first of this segment), without end."""
         start = start or Position(self.segment, 0, 0)
         if start.segment != self.segment:
             raise ValueError(
@@ -136,42 +133,39 @@ class Plan:
         return self._steps_from(chunk, start)
 
     def chunk(self, number: int) -> Chunk:
-        """Chunk `number` of this segment: time and memory follow from its own size only."""
-        if self._draws_of_chunk is None:
-            draws = self._draws(*self._blend.stretch(number, most=self.config.chunk_draws))
-        else:
-            draws = self._draws(number * self._draws_of_chunk, self._draws_of_chunk)
-        key = key64(self.seed, "plan.order", self.segment, number)
-        return make_chunk(draws, self.config, buckets=self._buckets, key=key)
+        """Return chunk `number` of this segment: time and memory follow from its own size only."""
+        draws = self._draws(*self._batching.stretch(self._blend, number))
+        return self._batching.make_chunk(draws, key=key64(self.seed, "plan.order", self.segment, number))
 
     @property
     def num_examples(self) -> int:
-        """Cuts of all sources, those that the rules skip included."""
-        return sum(len(one.source.durations_s) for one in self._admitted)
+        """The number of examples of all sources, those that the rules skip included."""
+        return sum(len(one.source.lengths) for one in self._admitted)
 
     @property
-    def allowed_s(self) -> float | None:
-        """What the reader crops cuts to; None where none is to be cropped."""
-        return self.config.allowed_s if self.config.over_budget == "crop" else None
+    def crop_length(self) -> float | None:
+        """The length that the reader crops examples to; None where none is to be cropped."""
+        return self.rules.budget.allowed if self.rules.budget.over_budget == "crop" else None
 
     @cached_property
     def statistics(self) -> PlanStatistics:
-        """What the plan skips and packs; `statistics.describe()` says it in lines for the log."""
-        return PlanStatistics(self.config, self._admitted, self.chunk(0))
+        """What the plan skips and batches; `statistics.describe()` says it in lines for the log."""
+        chunk = self.chunk(0)
+        return PlanStatistics(self.rules, self._admitted, chunk, advice=self._batching.advice(chunk))
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever a source is added, removed, renamed, weighted or cut differently: a new segment."""
+        """A hash of the sources, other once one is added, removed, renamed, weighted or cut differently."""
         sources = [(one.source, one.checksum) for one in self._admitted]
-        facts = [(source.name, source.weight, len(source.durations_s), checksum) for source, checksum in sources]
+        facts = [(source.name, source.weight, len(source.lengths), checksum) for source, checksum in sources]
         return hashlib.blake2b(json.dumps(facts).encode(), digest_size=8).hexdigest()
 
     def _draws(self, first: int, num: int) -> Draws:
         draws = self._blend.draws(first, num)
-        return draws if self._lengths is None else draws._replace(duration_s=self._lengths(draws, segment=self.segment))
+        return draws if self._lengths is None else draws._replace(length=self._lengths(draws, segment=self.segment))
 
     def _steps_from(self, chunk: Chunk, start: Position) -> Iterator[PlannedStep]:
-        per_step = self.config.micro_batches_per_step
+        per_step = self.rules.micro_batches_per_step
         number, offset = start.chunk, start.offset
         while True:
             for step in range(offset, chunk.num_steps):
@@ -183,22 +177,30 @@ class Plan:
 
 
 def rank_micro_batches(step: PlannedStep, *, dp_rank: int, dp_size: int) -> list[list[Draw]]:
-    """This rank's share of a step: micro-batches dp_rank, dp_rank + dp_size, ...
+    """Return this rank's share of a step: micro-batches dp_rank, dp_rank + dp_size, ...
 
-    Raises ValueError when the micro-batches cannot be shared out evenly.
+    Raise ValueError when the micro-batches cannot be shared out evenly.
     """
     check_dp_size(dp_size, micro_batches_per_step=len(step.micro_batches))
     assert 0 <= dp_rank < dp_size, (dp_rank, dp_size)
     return list(step.micro_batches[dp_rank::dp_size])
 
 
-def check_dp_size(dp_size: int, *, micro_batches_per_step: int) -> None:
-    """Raises ValueError unless every one of dp_size ranks gets the same number of micro-batches."""
+def check_dp_size(dp_size: int, *, micro_batches_per_step: int, alike: int | None = None) -> None:
+    """Raise ValueError unless every one of dp_size ranks gets the same number of micro-batches.
+
+    And unless those that the ranks take at the same time are alike, where only `alike` of a step are.
+    """
     if dp_size < 1 or micro_batches_per_step % dp_size:
-        *most, last = [str(size) for size in range(1, micro_batches_per_step + 1) if micro_batches_per_step % size == 0]
-        choices = f"{', '.join(most)} or {last}" if most else last
         raise ValueError(
-            f"dp size {dp_size} must divide plan.micro_batches_per_step={micro_batches_per_step}; use {choices}"
+            f"dp size {dp_size} must divide plan.micro_batches_per_step={micro_batches_per_step}; "
+            f"use {divisors(micro_batches_per_step)}"
+        )
+    if alike is not None and alike % dp_size:
+        raise ValueError(
+            f"dp size {dp_size} must divide plan.alike_micro_batches={alike}, or ranks wait for each other's longer "
+            f"micro-batches; use {divisors(alike)}, or set plan.alike_micro_batches to "
+            f"{divisors(micro_batches_per_step, multiple_of=dp_size)}"
         )
 
 

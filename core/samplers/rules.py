@@ -1,114 +1,76 @@
-"""The batch rules of a plan: the section that configures them, and their arithmetic (what a cut costs, how many fit).
+"""What a plan asks of its batch rules. Bucketing (bucketing.py) is one way to follow them; a plan knows none of them.
 
-Durations arrive as float32, so limits hold to float32 accuracy: 10 cuts of 4.8 s fit in 48 s.
+A section of YAML is the rules; for the sources of one plan it prepares a batching, which makes chunk after chunk.
 """
 
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
-from pydantic import Field
 
-from core.config.schema import section
-
-ROUNDING = 1 + 1e-6  # of float32 durations
-
-
-class Shapes(NamedTuple):
-    """The few shapes that all micro-batches are padded to, the shortest first."""
-
-    upper_s: np.ndarray  # (K,) float64: how long its rows are, and the longest a cut of it may be
-    num_rows: np.ndarray  # (K,) int64
-
-    def of(self, longest_s: np.ndarray) -> np.ndarray:
-        """The number of the shape of a micro-batch whose longest cut is this long (uint16, any shape)."""
-        found = np.searchsorted(self.upper_s * ROUNDING, longest_s)
-        return np.minimum(found, len(self.upper_s) - 1).astype(np.uint16)
+from core.samplers.admission import Admitted
+from core.samplers.blend import Blend, Draw, Draws
+from core.samplers.budget import Budget
 
 
-@section
-class PlanConfig:
-    """How draws become micro-batches.
+class Chunk(NamedTuple):
+    """Some draws of the stream made into whole steps: micro-batch i is of step i // micro_batches_per_step."""
 
-    A step is `micro_batches_per_step` micro-batches, whatever the number of ranks. A micro-batch holds at most
-    `max_cuts` cuts and `max_duration_s` of PADDED audio: number of cuts x longest cut. With `quadratic_duration_s` = Q
-    a cut of d seconds counts as d + d^2 / Q, for models whose cost grows with the square of the length.
-    A cut is over budget when it is longer than `max_cut_s` (default: the longest that fits in `max_duration_s`):
-    `over_budget` says whether that is an error, or the cut is cropped by the reader, put alone in a micro-batch of its
-    own, or skipped. A cut shorter than `min_cut_s` is skipped. Skipped cuts are counted in `Plan.statistics`.
-    `chunk_draws` cuts at most are planned at a time, in `num_buckets` classes of length.
-    `constant_cuts`: each micro-batch holds exactly `max_cuts` cuts, so the longest that are allowed must fit in.
+    draws: Draws
+    order: np.ndarray  # (N,) int64: the draws, micro-batch by micro-batch
+    starts: np.ndarray  # (M,) int64: where in `order` each micro-batch begins
+    sizes: np.ndarray  # (M,) int64: how many examples it has; 0 where there were too few to go round
+    row_length: np.ndarray  # (M,) float64: how long its rows are: as its longest example, or as its static shape
+    num_rows: np.ndarray  # (M,) int64: its examples, or the rows of its static shape
+    num_steps: int
+
+    def micro_batch(self, number: int) -> list[Draw]:
+        """Return the draws of one micro-batch."""
+        start = self.starts[number]
+        cuts = self.order[start : start + self.sizes[number]]
+        source, epoch, row, _, _ = self.draws
+        return list(map(Draw, source[cuts].tolist(), epoch[cuts].tolist(), row[cuts].tolist()))
+
+    def length(self) -> float:
+        """Return the length of all examples together."""
+        return float(self.draws.length.sum(dtype=np.float64))
+
+    def padded_length(self) -> np.ndarray:
+        """Return the length of each micro-batch with its padding: (M,) float64."""
+        return self.num_rows * self.row_length
+
+
+class Batching(Protocol):
+    """Makes the chunks of one plan.
+
+    `stretch` gives the draws of the stream that are chunk `number`: (first, how many). `make_chunk` makes steps of some
+    draws, of these alone, in an order that `key` gives. `advice` says which key of YAML would make the micro-batches of
+    a chunk fuller, or nothing.
     """
 
-    micro_batches_per_step: Annotated[int, Field(ge=1)]
-    max_duration_s: Annotated[float, Field(gt=0)]
-    max_cuts: Annotated[int, Field(ge=1)] | None = None
-    quadratic_duration_s: Annotated[float, Field(gt=0)] | None = None
-    num_buckets: Annotated[int, Field(ge=1, le=1000)] = 30
-    min_cut_s: Annotated[float, Field(ge=0)] = 0.0
-    max_cut_s: Annotated[float, Field(gt=0)] | None = None
-    over_budget: Literal["error", "crop", "alone", "skip"] = "error"
-    chunk_draws: Annotated[int, Field(ge=1, le=10_000_000)] = 100_000
-    constant_cuts: bool = False
+    def stretch(self, blend: Blend, number: int) -> tuple[int, int]: ...
+    def make_chunk(self, draws: Draws, *, key: int) -> Chunk: ...
+    def advice(self, chunk: Chunk) -> str: ...
 
-    def __post_init__(self) -> None:
-        fits_s = self._longest_that_fits_s()
-        if self.max_cut_s is not None and self.max_cut_s > fits_s * ROUNDING:
-            raise ValueError(
-                f"max_cut_s={self.max_cut_s:g} must fit in one micro-batch: max_duration_s={self.max_duration_s:g} "
-                f"holds a cut of at most {fits_s:g} s; lower max_cut_s or raise max_duration_s"
-            )
-        if self.min_cut_s > self.allowed_s:
-            raise ValueError(
-                f"min_cut_s={self.min_cut_s:g} must be at most the longest cut allowed, {self.allowed_s:g}"
-            )
-        if self.constant_cuts:
-            self._check_constant()
 
-    def _check_constant(self) -> None:
-        if self.max_cuts is None:
-            raise ValueError("constant_cuts=true needs max_cuts: how many cuts each micro-batch has")
-        if self.over_budget == "alone":
-            raise ValueError("over_budget=alone makes micro-batches of one cut; with constant_cuts use crop or skip")
-        if self.capacity(np.array(self.allowed_s)) < self.max_cuts:
-            raise ValueError(
-                f"max_duration_s={self.max_duration_s:g} must hold max_cuts={self.max_cuts} cuts of {self.allowed_s:g} "
-                f"s with constant_cuts; raise it to {self.max_cuts * float(self.cost_s(np.array(self.allowed_s))):g}, "
-                "or lower max_cut_s"
-            )
+class Rules(Protocol):
+    """The batch rules of a plan, as its section has them.
+
+    `alike_micro_batches` of a step are of like length; None: all of them. `budget`: the limits on an example and on a
+    micro-batch. `batching` prepares what makes the chunks, for `sample` (N,), lengths as they will be drawn; it raises
+    ValueError for sources that the rules cannot be followed with.
+    """
 
     @property
-    def allowed_s(self) -> float:
-        """The longest cut that is not over budget."""
-        return self._longest_that_fits_s() if self.max_cut_s is None else self.max_cut_s
-
+    def micro_batches_per_step(self) -> int: ...
     @property
-    def size(self) -> int | None:
-        """The number of cuts in every micro-batch; None where it varies."""
-        return self.max_cuts if self.constant_cuts else None
-
+    def alike_micro_batches(self) -> int | None: ...
     @property
-    def shapes(self) -> Shapes | None:
-        """None: a micro-batch is as long as its longest cut. See ShapedPlanConfig in shapes.py."""
-        return None
+    def budget(self) -> Budget: ...
+    def batching(self, admitted: Sequence[Admitted], sample: np.ndarray) -> Batching: ...
 
-    def padded_s(self, longest_s: np.ndarray) -> np.ndarray:
-        """How long a micro-batch is whose longest cut is this long (float64, any shape)."""
-        seconds, shapes = np.asarray(longest_s, np.float64), self.shapes
-        return seconds if shapes is None else shapes.upper_s[shapes.of(seconds)]
 
-    def cost_s(self, longest_s: np.ndarray) -> np.ndarray:
-        """What one cut counts in a micro-batch whose longest cut is this long (float64, any shape)."""
-        seconds = np.asarray(longest_s, np.float64)
-        return seconds if self.quadratic_duration_s is None else seconds + seconds**2 / self.quadratic_duration_s
-
-    def capacity(self, longest_s: np.ndarray) -> np.ndarray:
-        """How many cuts a micro-batch may hold when its longest is this long: at least 1 (int64, any shape)."""
-        fit = np.floor(self.max_duration_s * ROUNDING / self.cost_s(longest_s)).astype(np.int64)
-        return np.clip(fit, 1, self.max_cuts)
-
-    def _longest_that_fits_s(self) -> float:
-        """The d with d + d^2 / Q = max_duration_s."""
-        if self.quadratic_duration_s is None:
-            return self.max_duration_s
-        half = self.quadratic_duration_s / 2
-        return float(np.sqrt(half**2 + self.quadratic_duration_s * self.max_duration_s) - half)
+def divisors(number: int, *, multiple_of: int = 1) -> str:
+    """Return the divisors of a number that are multiples of another, in words: `1, 2, 4 or 8`."""
+    *most, last = [str(one) for one in range(1, number + 1) if number % one == 0 and one % multiple_of == 0]
+    return f"{', '.join(most)} or {last}" if most else last

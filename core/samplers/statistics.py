@@ -2,37 +2,41 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from core.samplers.admission import Admitted
-from core.samplers.chunk import Chunk
-from core.samplers.rules import PlanConfig
+from core.samplers.rules import Chunk, Rules
 
 _FEW_STEPS = 8  # of a chunk; the rounding to whole steps then costs 1/16 of the fill on average
 
 
 class PlanStatistics:
-    """Counts of each source, exact, and the shape of steps, as found in the first chunk."""
+    """Counts of each source, exact, and the shape of steps, as found in the first chunk.
 
-    def __init__(self, config: PlanConfig, admitted: Sequence[Admitted], chunk: Chunk) -> None:
-        self._config = config
+    `advice`: how micro-batches could be fuller, for a chunk of few steps.
+    """
+
+    def __init__(self, rules: Rules, admitted: Sequence[Admitted], chunk: Chunk, *, advice: str) -> None:
+        self._rules, self._budget = rules, rules.budget
         self._admitted = list(admitted)
-        padded_s = float(chunk.padded_s().sum())
-        num_filled = int((chunk.sizes > 0).sum())
+        self._advice = advice
+        length = chunk.length()
         self.num_chunk_draws = len(chunk.order)
         self.num_chunk_steps = chunk.num_steps
-        self.audio_s_per_step = chunk.audio_s() / chunk.num_steps
-        self.padding_share = 1 - chunk.audio_s() / padded_s
+        self.length_per_step = length / chunk.num_steps
+        self.padding_share = 1 - length / float(chunk.padded_length().sum())
         self.draws_per_step = self.num_chunk_draws / chunk.num_steps
-        self._is_cut_short = not config.constant_cuts and self.num_chunk_draws < sum(one.num for one in admitted)
-        self.empty_share = 1 - num_filled / len(chunk.sizes)
+        self.mean_length, self.spread, self.spread_within_step = _spreads(chunk)
+        self.empty_share = 1 - int((chunk.sizes > 0).sum()) / len(chunk.sizes)
 
     @property
     def num_too_short(self) -> dict[str, int]:
-        """Cuts of each source that are skipped in every epoch because they are shorter than min_cut_s."""
+        """The examples of each source that are skipped in every epoch because they are too short."""
         return {one.source.name: one.num_too_short for one in self._admitted}
 
     @property
     def num_over_budget(self) -> dict[str, int]:
-        """Cuts of each source that are cropped, put alone or skipped in every epoch, as `over_budget` says."""
+        """The examples of each source that are cropped, put alone or skipped in every epoch, as `over_budget` says."""
         return {one.source.name: one.num_over_budget for one in self._admitted}
 
     @property
@@ -42,37 +46,53 @@ class PlanStatistics:
         return {one.source.name: one.num * total / one.source.weight / self.draws_per_step for one in self._admitted}
 
     def describe(self) -> list[str]:
-        """Lines such as `step = 8 micro-batches x ~100 s = ~800 s of audio in ~64 cuts; padding 1.4 %`."""
-        return [*self._sources(), self._step(), self._chunk()]
+        """Return lines such as `step = 8 micro-batches x ~100 s = ~800 s of audio in ~64 cuts; padding 1.4 %`."""
+        return [*self._sources(), self._step(), self._lengths(), self._chunk()]
 
     def _sources(self) -> list[str]:
         lines = []
+        budget, unit = self._budget, self._budget.unit
         total = sum(one.source.weight for one in self._admitted)
         for one in self._admitted:
-            line = f"source {one.source.name}: {one.num:,} cuts = {one.audio_s / 3600:,.1f} h"
+            amount = f"{one.total_length / 3600:,.1f} h" if unit == "s" else f"{one.total_length:,.0f} {unit}"
+            line = f"source {one.source.name}: {one.num:,} {budget.keys.example}s = {amount}"
             if len(self._admitted) > 1:
                 line += f", {one.source.weight} of {total} draws"
             steps = self.steps_per_epoch[one.source.name]
             line += f", ~{steps:,.{1 if steps < 100 else 0}f} steps an epoch"
             if one.num_too_short:
-                line += f"; {one.num_too_short:,} shorter than {self._config.min_cut_s:g} s skipped"
+                line += f"; {one.num_too_short:,} shorter than {budget.min_length:g} {unit} skipped"
             if one.num_over_budget:
-                verb = {"crop": "cropped", "alone": "put alone", "skip": "skipped"}[self._config.over_budget]
-                line += f"; {one.num_over_budget:,} longer than {self._config.allowed_s:g} s {verb}"
+                verb = {"crop": "cropped", "alone": "put alone", "skip": "skipped"}[budget.over_budget]
+                line += f"; {one.num_over_budget:,} longer than {budget.allowed:g} {unit} {verb}"
             lines.append(line)
         return lines
 
     def _step(self) -> str:
-        num, audio_s = self._config.micro_batches_per_step, self.audio_s_per_step
-        line = f"step = {num:,} micro-batches x ~{audio_s / num:,.0f} s = ~{audio_s:,.0f} s of audio "
-        line += f"in ~{self.draws_per_step:,.0f} cuts; padding {100 * self.padding_share:.1f} %"
+        num, length, unit = self._rules.micro_batches_per_step, self.length_per_step, self._budget.unit
+        of_audio = " of audio" if unit == "s" else ""
+        line = f"step = {num:,} micro-batches x ~{length / num:,.0f} {unit} = ~{length:,.0f} {unit}{of_audio} "
+        line += f"in ~{self.draws_per_step:,.0f} {self._budget.keys.example}s; padding {100 * self.padding_share:.1f} %"
         if self.empty_share:
             line += f", {100 * self.empty_share:.0f} % of the micro-batches are empty"
         return line
 
+    def _lengths(self) -> str:
+        mean, all_, within = (f"{value:.3g}" for value in (self.mean_length, self.spread, self.spread_within_step))
+        return f"lengths = {mean} +- {all_} {self._budget.unit}, within a step +- {within} {self._budget.unit}"
+
     def _chunk(self) -> str:
         steps = "step" if self.num_chunk_steps == 1 else "steps"
-        line = f"chunk = {self.num_chunk_draws:,} cuts planned together = {self.num_chunk_steps:,} whole {steps}"
-        if self.num_chunk_steps < _FEW_STEPS and self._is_cut_short:
-            line += f"; raise plan.chunk_draws={self._config.chunk_draws} for fuller micro-batches"
-        return line
+        examples = f"{self.num_chunk_draws:,} {self._budget.keys.example}s"
+        line = f"chunk = {examples} planned together = {self.num_chunk_steps:,} whole {steps}"
+        return f"{line}; {self._advice}" if self._advice and self.num_chunk_steps < _FEW_STEPS else line
+
+
+def _spreads(chunk: Chunk) -> tuple[float, float, float]:
+    """Return the mean of the lengths, their standard deviation, and the one around the means of their steps."""
+    lengths = chunk.draws.length[chunk.order].astype(np.float64)
+    step = np.arange(len(chunk.sizes)) // (len(chunk.sizes) // chunk.num_steps)
+    by_start = np.argsort(chunk.starts, kind="stable")
+    step = np.repeat(step[by_start], chunk.sizes[by_start])  # (N,): of each example
+    means = np.bincount(step, lengths) / np.maximum(np.bincount(step), 1)
+    return float(lengths.mean()), float(lengths.std()), float(np.sqrt(np.square(lengths - means[step]).mean()))

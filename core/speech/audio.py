@@ -14,7 +14,7 @@ _UNKNOWN_LENGTH = 2**63 - 1  # libsndfile's SF_COUNT_MAX
 
 
 class AudioError(ValueError):
-    """A file that cannot give the audio that was asked for: `path` and `reason`."""
+    """The error of a file that cannot give the audio that was asked for: `path` and `reason`."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(path, reason)
@@ -26,7 +26,7 @@ class AudioError(ValueError):
 
 
 class Decoded(NamedTuple):
-    """What a file holds, untouched."""
+    """The content of a file, untouched."""
 
     samples: np.ndarray  # (S, C) float32, full scale 1.0
     sample_rate_hz: int
@@ -40,7 +40,7 @@ def read_audio(
     duration_s: float | None = None,
     channel: int | None = None,
 ) -> np.ndarray:
-    """A file, or a part of it, as mono float32 samples (S,) at `sample_rate_hz`.
+    """Read a file, or a part of it, as mono float32 samples (S,) at `sample_rate_hz`.
 
     Without `channel` all channels are averaged. Raises AudioError.
     """
@@ -58,7 +58,7 @@ def read_audio(
 def decode(
     path: Path, *, content: bytes | None = None, start_s: float = 0.0, duration_s: float | None = None
 ) -> Decoded:
-    """All channels of a file, or of a part of it, at the file's own rate.
+    """Read all channels of a file, or of a part of it, at the file's own rate.
 
     With `content`, what the file holds, nothing is read: `path` only names it in errors.
     A file that ends early gives what it has: the caller knows how much was promised. Raises AudioError where there is
@@ -78,18 +78,24 @@ def decode(
         raise AudioError(path, _reason(path, content, error)) from None
 
 
+def zero_mean_unit_variance(samples: np.ndarray, *, epsilon: float) -> np.ndarray:
+    """Return samples (S,) with mean 0 and variance 1; `epsilon` is added to the variance, so that silence stays 0."""
+    normalized: np.ndarray = (samples - samples.mean()) / np.sqrt(samples.var() + epsilon)
+    return normalized
+
+
 def file_duration_s(path: Path) -> float:
-    """What a file's header promises; soundfile.SoundFileError where it has none."""
+    """Return what a file's header promises; raise soundfile.SoundFileError where it has none."""
     return float(soundfile.info(path).duration)
 
 
 def _round_half_up(value: float) -> int:
-    """Seconds x rate -> samples, as lhotse rounds; a float's last digits must not decide."""
+    """Round a number of samples as lhotse does; a float's last digits must not decide."""
     return math.floor(round(value, 6) + 0.5)
 
 
 def _read(file: soundfile.SoundFile, *, start: int, count: int) -> np.ndarray:
-    """`count` samples (-1: all) of each channel from `start` on, or as many as there are."""
+    """Read `count` samples (-1: all) of each channel from `start` on, or as many as there are."""
     if start >= file.frames:
         return np.zeros((0, file.channels), np.float32)
     is_mp3 = file.subtype.startswith("MPEG")
@@ -101,7 +107,7 @@ def _read(file: soundfile.SoundFile, *, start: int, count: int) -> np.ndarray:
 
 
 def _reason(path: Path, content: bytes | None, error: Exception) -> str:
-    """Why a file could not be decoded: asked only now, as a look at each file before would cost time on every read."""
+    """Tell why a file could not be decoded: asked only now, as a look at each file before would cost time."""
     try:
         num_bytes = path.stat().st_size if content is None else len(content)
     except FileNotFoundError:

@@ -22,7 +22,7 @@ _LARGEST_EXPONENT = 2.0  # Gaussian noise falls with frequency as 1 / f**x, x be
 
 @section
 class AugmentConfig:
-    """What happens to a training utterance's waveform, in this order; by default nothing."""
+    """Changes of a training utterance's waveform, in this order; by default none."""
 
     speed_factors: list[float] = dataclasses.field(default_factory=list)  # equally likely, e.g. [0.9, 1.0, 1.1]
     # Up to so much is cut off the beginning. Subsampled frames then fall elsewhere in every epoch, so that a small
@@ -113,7 +113,7 @@ class NoiseClips:
                 raise ValueError(f"noise_folder={folder}: {error}; repair or remove this file") from None
 
     def draw(self, num_samples: int, *, rng: np.random.Generator) -> np.ndarray:
-        """A random part of a random clip (S,), repeated where the clip is shorter."""
+        """Return a random part of a random clip (S,), repeated where the clip is shorter."""
         row = int(rng.integers(len(self.paths)))
         wanted_s = num_samples / self.sample_rate_hz
         start_s = rng.uniform(0, max(0.0, self.durations_s[row] - wanted_s))
@@ -130,7 +130,7 @@ def change_speed(samples: np.ndarray, *, factor: float) -> np.ndarray:
 
 
 def gaussian_noise(num_samples: int, *, exponent: float, rng: np.random.Generator) -> np.ndarray:
-    """Noise (S,) whose power falls with frequency as 1 / f**exponent."""
+    """Return noise (S,) whose power falls with frequency as 1 / f**exponent."""
     num_bins = num_samples // 2 + 1
     parts = rng.standard_normal((num_bins, 2), dtype=np.float32)
     amplitude = np.arange(num_bins, dtype=np.float32)
@@ -140,7 +140,7 @@ def gaussian_noise(num_samples: int, *, exponent: float, rng: np.random.Generato
 
 
 def add_noise(samples: np.ndarray, *, noise: np.ndarray, snr_db: float) -> np.ndarray:
-    """samples + g noise, g such that 10 log10(signal power / noise power) = snr_db over the whole utterance.
+    """Return samples + g noise, with 10 log10(signal power / noise power) = snr_db over the whole utterance.
 
     Silence on either side leaves the samples as they are: no gain gives it a ratio.
     """
@@ -153,7 +153,7 @@ def add_noise(samples: np.ndarray, *, noise: np.ndarray, snr_db: float) -> np.nd
 
 
 def spec_augment(features: Tensor, *, config: SpecAugmentConfig, rng: np.random.Generator) -> Tensor:
-    """One utterance's features (T, F) with bands and stretches set to 0, which is the mean after normalization.
+    """Set bands and spans of an utterance's features (T, F) to 0, which is the mean after normalization.
 
     A mask's width is uniform from 0 to the largest allowed, its place uniform among those where it fits.
     """

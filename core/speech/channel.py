@@ -15,9 +15,9 @@ from core.config.schema import section
 
 @section
 class ChannelConfig:
-    """`loudness_db`: standard deviation of a gain that is drawn anew every `knot_s` seconds, with straight lines in
-    decibels between. `tilt`: y[n] = x[n] + a x[n - 1] with a uniform between -tilt and tilt, which lifts high or low
-    frequencies."""
+    """A random channel. `loudness_db`: standard deviation of a gain that is drawn anew every `knot_s` seconds, and
+    linear in decibels. `tilt`: y[n] = x[n] + a x[n - 1], a uniform in [-tilt, tilt], lifts high or low frequencies.
+    """
 
     loudness_db: Annotated[float, Field(ge=0, le=40)] = 8.0
     knot_s: Annotated[float, Field(gt=0)] = 0.3
@@ -30,7 +30,7 @@ class Channel:
     sample_rate_hz: int
 
     def __call__(self, samples: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
-        """samples (S,) float32 -> (S,) float32."""
+        """Map samples (S,) float32 to (S,) float32."""
         config = self.config
         factor = np.float32(rng.uniform(-config.tilt, config.tilt))
         tilted = samples.copy()

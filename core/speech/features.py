@@ -56,7 +56,7 @@ class FeatureConfig:
 
 
 def num_frames(num_samples: N, *, config: FeatureConfig) -> N:
-    """How many frames `LogMel` makes of so many samples: of one int at collation, or elementwise of an array."""
+    """Return how many frames `LogMel` makes of so many samples: of one int, or elementwise of an array."""
     if config.center:
         return (num_samples // config.hop_samples + 1) * (num_samples > 0)
     return ((num_samples - config.fft_size) // config.hop_samples + 1) * (num_samples >= config.fft_size)
@@ -64,14 +64,14 @@ def num_frames(num_samples: N, *, config: FeatureConfig) -> N:
 
 @dataclass(frozen=True)
 class FeatureStats:
-    """Mean and standard deviation of each bin over training speech, for `normalize: corpus`."""
+    """The mean and standard deviation of each bin over training speech, for `normalize: corpus`."""
 
     mean: list[float]
     std: list[float]
 
     @classmethod
     def of(cls, features: Iterable[Tensor]) -> "FeatureStats":
-        """Over all frames of features (T, F) that are not normalized; ValueError without any frame."""
+        """Compute them over all frames of features (T, F) not normalized; ValueError without any frame."""
         count, total, squares = 0, torch.zeros(()), torch.zeros(())
         for one in features:
             one = one.double()
@@ -90,7 +90,7 @@ class FeatureStats:
 
 
 class LogMel(nn.Module):
-    """`features, num_frames = log_mel(audio, num_samples)`; what follows an utterance in its row changes nothing.
+    """A module that computes features and frames: what follows an utterance in its row changes nothing.
 
     Mel power spectra as torchaudio's `MelSpectrogram(n_fft, win_length, hop_length, n_mels, power=2)` with the HTK
     scale and no norm, then 10 log10 (as `AmplitudeToDB`) or the natural logarithm, then normalization. An utterance no
@@ -101,7 +101,7 @@ class LogMel(nn.Module):
     """
 
     def __init__(self, config: FeatureConfig, *, stats: FeatureStats | None = None) -> None:
-        """`stats`: needed by `normalize: corpus`, and only by that."""
+        """Prepare the filters. `stats`: needed by `normalize: corpus`, and only by that."""
         super().__init__()
         if (config.normalize == "corpus") != (stats is not None):
             raise ValueError(f"normalize={config.normalize} needs {'no ' if stats else ''}stats of training speech")
@@ -111,7 +111,7 @@ class LogMel(nn.Module):
 
     @torch.no_grad()
     def forward(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        """audio (B, S) and num_samples (B,) -> features (B, T, F) float32, zero after the valid frames; (B,) frames."""
+        """Map audio (B, S) and num_samples (B,) to features (B, T, F), zero after the valid frames, frames (B,)."""
         config = self.config
         with torch.autocast(audio.device.type, enabled=False):
             window, filters = self._constants_on(audio.device)
@@ -143,12 +143,12 @@ class LogMel(nn.Module):
 
 
 def standardize(features: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
-    """features (..., F) to mean 0 and standard deviation 1, by those (F,) of training speech."""
+    """Bring features (..., F) to mean 0 and standard deviation 1, by those (F,) of training speech."""
     return (features - mean) / (std + _STD_FLOOR)
 
 
 def mel_filters(config: FeatureConfig) -> Tensor:
-    """Triangular filters (W // 2 + 1, F) of height 1, equally spaced on the HTK scale 2595 log10(1 + hz / 700)."""
+    """Return triangles (W // 2 + 1, F) of height 1, equally spaced on the HTK scale 2595 log10(1 + hz / 700)."""
     bins_hz = torch.linspace(0, config.sample_rate_hz / 2, config.fft_size // 2 + 1, dtype=torch.float64)
     low, high = (2595 * np.log10(1 + hz / 700) for hz in (config.low_hz, config.top_hz))
     edges_hz = 700 * (10 ** (torch.linspace(low, high, config.num_mels + 2, dtype=torch.float64) / 2595) - 1)
@@ -163,7 +163,7 @@ def _at_least(audio: Tensor, num_samples: int) -> Tensor:
 
 
 def _mirror_ends(audio: Tensor, num_samples: Tensor, *, width: int) -> Tensor:
-    """(B, S) -> (B, S + 2 width): each row mirrored at its own first and last sample."""
+    """Extend (B, S) to (B, S + 2 width): each row is mirrored at its own first and last sample."""
     last = (num_samples[:, None] - 1).clamp(min=0)  # (B, 1)
     distance = torch.arange(1, width + 1, device=audio.device)  # (width,)
     before = audio.gather(1, torch.minimum(distance.flip(0), last))
@@ -173,7 +173,7 @@ def _mirror_ends(audio: Tensor, num_samples: Tensor, *, width: int) -> Tensor:
 
 
 def _normalize(features: Tensor, *, is_valid: Tensor, num_frames: Tensor) -> Tensor:
-    """Each bin of each utterance to mean 0 and standard deviation 1 over the valid frames; the others stay 0."""
+    """Bring each bin of an utterance to mean 0, standard deviation 1 over valid frames; the others stay 0."""
     count = num_frames.clamp(min=1)[:, None, None]  # (B, 1, 1)
     mean = features.sum(1, keepdim=True) / count  # (B, 1, F)
     centered = (features - mean).where(is_valid, 0.0)

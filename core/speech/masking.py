@@ -14,8 +14,8 @@ from core.config.schema import section
 
 @section
 class MaskConfig:
-    """Of a row of T frames, int(probability T / length + u) spans are masked, u uniform from 0 to 1 and drawn once for
-    each row; spans may overlap, so that the share of masked frames is lower: about 1 - exp(-probability).
+    """The masks of a row of T frames: int(probability T / length + u) spans, u uniform from 0 to 1, drawn once a row.
+    Spans may overlap, so that the share of masked frames is lower: about 1 - exp(-probability).
     """
 
     probability: Annotated[float, Field(gt=0, le=1)] = 0.8
@@ -24,7 +24,7 @@ class MaskConfig:
 
 
 def span_mask(num_frames: np.ndarray, *, config: MaskConfig, rng: np.random.Generator) -> np.ndarray:
-    """num_frames (B,) int -> masked frames (B, K) int64, ascending in each row, all within the row.
+    """Map num_frames (B,) int to masked frames (B, K) int64, ascending in each row, all within the row.
 
     Starts are drawn without replacement from [0, T - length); K is what the row with the fewest masked frames has,
     and the other rows lose frames at random. (T and length are frames here; of channels it works as well.)
@@ -50,7 +50,7 @@ def span_mask(num_frames: np.ndarray, *, config: MaskConfig, rng: np.random.Gene
 
 
 def _equal_rows(is_masked: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The numbers of the True of each row (B, T), in every row as many as in the poorest: (B, K)."""
+    """Return the numbers of the True of each row (B, T), in every row as many as in the poorest: (B, K)."""
     num_kept = int(is_masked.sum(axis=1).min())
     if num_kept == 0:
         return np.zeros((len(is_masked), 0), np.int64)

@@ -12,7 +12,7 @@ _LARGEST_PERIOD = 2**19  # 2 MiB of weights; 11025 Hz to 16 kHz has 640 x 441
 
 
 def resample(samples: np.ndarray, *, from_hz: int, to_hz: int) -> np.ndarray:
-    """Samples (S,) at another rate: ceil(S * to_hz / from_hz) float32 samples, in phase with the input.
+    """Convert samples (S,) to another rate: ceil(S * to_hz / from_hz) float32 samples, in phase with the input.
 
     A Kaiser-windowed sinc, 32 zero crossings to either side: flat up to 0.87 of the lower Nyquist frequency, 70 dB
     down from 1.01 of it. The outputs of one block are one product with a matrix, ten times as fast as a polyphase
@@ -38,7 +38,7 @@ def resample(samples: np.ndarray, *, from_hz: int, to_hz: int) -> np.ndarray:
 
 @lru_cache(maxsize=32)
 def _block_filter(up: int, down: int) -> tuple[torch.Tensor, int, int]:
-    """The matrix from a block's inputs to its outputs, the step between blocks, and where in it the first output is."""
+    """Return the matrix from a block's inputs to its outputs, the step between blocks, and its first output."""
     periods = -(-_OUTPUTS_A_BLOCK // up)
     reach = math.ceil(_ZERO_CROSSINGS * max(1.0, down / up))
     outputs = np.arange(periods * up) * down  # times in 1 / up input samples, from the block's first output
@@ -48,7 +48,7 @@ def _block_filter(up: int, down: int) -> tuple[torch.Tensor, int, int]:
 
 
 def _resample_directly(samples: np.ndarray, *, up: int, down: int) -> np.ndarray:
-    """The same sum, its weights computed for each output: slow, for rates with so long a common period."""
+    """Compute the same sum with weights for each output: slow, for rates with so long a common period."""
     reach = math.ceil(_ZERO_CROSSINGS * max(1.0, down / up))
     padded = np.pad(samples, (reach, reach + 1))
     output = np.empty(-(-len(samples) * up // down), np.float32)
@@ -63,6 +63,6 @@ def _resample_directly(samples: np.ndarray, *, up: int, down: int) -> np.ndarray
 
 
 def _low_pass(distance: np.ndarray) -> np.ndarray:
-    """The filter's weight for an input so many samples (of the lower rate) away from the output."""
+    """Return the filter's weight for an input so many samples (of the lower rate) away from the output."""
     window = np.i0(_KAISER_BETA * np.sqrt(np.clip(1 - (distance / _ZERO_CROSSINGS) ** 2, 0, None)))
     return np.where(np.abs(distance) <= _ZERO_CROSSINGS, np.sinc(_CUTOFF * distance) * window, 0.0)

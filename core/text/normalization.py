@@ -22,7 +22,7 @@ def normalize_transcript(
     language: str = "en",
     keep_punctuation: bool = False,
 ) -> str | None:
-    """The spoken words of a transcript, single-spaced: letters, apostrophes and spaces; None where nothing is spoken.
+    """Return the spoken words of a text, single-spaced: letters, apostrophes, spaces; None where nothing is spoken.
 
     None is a garbage utterance: it carries a GigaSpeech garbage tag (<SIL>, <MUSIC>, <NOISE>, <OTHER>) or only an
     annotator's note such as "[ascending tones]" or "(2 seconds of silence)". Notes inside a text are removed.
@@ -60,12 +60,12 @@ def normalize_transcript(
 
 
 def without_fillers(text: str) -> str:
-    """The text without the hesitations that GigaSpeech's scoring ignores; both sides of a comparison need it."""
+    """Remove the hesitations that GigaSpeech's scoring ignores; both sides of a comparison need it."""
     return " ".join(word for word in words(text) if word.lower() not in FILLERS)
 
 
 def spell_number(number: int) -> str:
-    """Cardinal words of 0 <= number < 10**12: 842 -> "eight hundred forty two"."""
+    """Return the cardinal words of 0 <= number < 10**12: 842 -> "eight hundred forty two"."""
     if not 0 <= number < 10**12:
         raise ValueError(f"number={number} must be in 0..{10**12 - 1}")
     if number < 20:
@@ -115,7 +115,7 @@ def _spoken_english(text: str) -> str:
 
 
 def _read_aloud(digits: str, decimals: str | None, ordinal: str | None) -> str:
-    """A number as it is said: cardinals to three digits or with commas, longer ones like a telephone number."""
+    """Spell a number as it is said: cardinals to three digits or with commas, longer ones like a telephone number."""
     grouped = "," in digits
     digits = digits.replace(",", "")
     if decimals is not None:
@@ -134,7 +134,7 @@ def _read_aloud(digits: str, decimals: str | None, ordinal: str | None) -> str:
 
 
 def _read_group(digits: str) -> str:
-    """A part of a telephone number: 800 is eight hundred, 555 is five five five."""
+    """Spell a part of a telephone number: 800 is eight hundred, 555 is five five five."""
     return _cardinal(digits) if digits.endswith("00") and not digits.startswith("0") else _one_by_one(digits)
 
 

@@ -18,8 +18,9 @@ _ADVICE = "give the folder of a downloaded model, with its tokenizer.json"
 
 @section
 class TokenizerConfig:
-    """`huggingface`: of `directory`, a folder or the name of a model in the local Hugging Face cache. `characters`:
-    those of the training texts. Texts of more than `max_tokens` are bad samples."""
+    """The tokenizer. `huggingface`: of `directory`, a folder or a model's name in the local Hugging Face cache.
+    `characters`: those of the training texts. Texts of more than `max_tokens` are bad samples.
+    """
 
     kind: Literal["huggingface", "characters", "bytes"] = "huggingface"
     directory: str | None = None
@@ -32,7 +33,7 @@ class TokenizerConfig:
 
 
 class Tokenizer(Protocol):
-    """`encode` gives at least one token, also for no text."""
+    """The interface of tokenizers; `encode` gives at least one token, also for no text."""
 
     @property
     def pad_id(self) -> int: ...
@@ -43,7 +44,7 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class HuggingFaceTokenizer:
-    """With the special tokens of its model ([CLS] ... [SEP])."""
+    """A pretrained tokenizer, with the special tokens of its model ([CLS] ... [SEP])."""
 
     backend: Any  # tokenizers.Tokenizer
     pad_id: int
@@ -72,7 +73,7 @@ class CharacterTokenizer:
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """UTF-8."""
+    """The bytes of UTF-8."""
 
     pad_id: int = _BYTE_PAD
     vocab_size: int = 257
@@ -82,7 +83,7 @@ class ByteTokenizer:
 
 
 def open_tokenizer(config: TokenizerConfig, *, vocabulary: CharacterVocabulary | None = None) -> Tokenizer:
-    """`vocabulary`: for kind=characters. ValueError for a directory without a fast tokenizer."""
+    """Open what a configuration names, with a `vocabulary` for characters. ValueError without a fast tokenizer."""
     if config.kind == "characters":
         assert vocabulary is not None
         return CharacterTokenizer(vocabulary)

@@ -27,7 +27,7 @@ class CharacterVocabulary:
 
     @classmethod
     def of_texts(cls, texts: Iterable[str]) -> "CharacterVocabulary":
-        """Every character that occurs in the texts, and the space, sorted."""
+        """Collect every character that occurs in the texts, and the space, sorted."""
         symbols = {" "}
         for text in texts:
             symbols.update(text)
@@ -43,7 +43,7 @@ class CharacterVocabulary:
         return hash(self.symbols)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the characters of `text`; ValueError naming the characters that the vocabulary lacks."""
+        """Return the ids of the characters of `text`; ValueError naming those that the vocabulary lacks."""
         try:
             return [self.ids[character] for character in text]
         except KeyError:
@@ -54,19 +54,19 @@ class CharacterVocabulary:
             ) from None
 
     def encode_known(self, text: str) -> tuple[list[int], int]:
-        """Ids of the known characters and the number of unknown ones, for a caller that reports the number."""
+        """Return the ids of known characters and the number of unknown ones, for a caller that reports it."""
         ids = [self.ids[character] for character in text if character in self.ids]
         return ids, len(text) - len(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of a sequence without blanks; ValueError for the blank or an id out of range."""
+        """Return the text of ids without blanks; ValueError for the blank or an id out of range."""
         ids = list(ids)
         if any(not BLANK_ID < one <= len(self.symbols) for one in ids):
             raise ValueError(f"ids must be in 1..{len(self.symbols)} (0 is the blank: collapse the path first): {ids}")
         return "".join(self.symbols[one - 1] for one in ids)
 
     def save(self, path: Path) -> None:
-        """One symbol a line, line number = id; the blank and the space are spelled out."""
+        """Write one symbol a line, line number = id; the blank and the space are spelled out."""
         lines = [BLANK, *(SPACE if symbol == " " else symbol for symbol in self.symbols)]
         write_whole(path, "\n".join(lines) + "\n")
 

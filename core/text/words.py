@@ -25,7 +25,7 @@ class Words(NamedTuple):
 
 
 def words_of(record: Mapping[str, Any]) -> Words:
-    """The words of a cut, a manifest's line as JSON; of all its supervisions.
+    """Return the words of a cut, a manifest's line as JSON; of all its supervisions.
 
     Written as the transcript writes them where it has as many words as the alignment, else as the alignment does.
     """
@@ -51,7 +51,7 @@ def words_of(record: Mapping[str, Any]) -> Words:
 
 
 def guessed_words(texts: list[str], *, start_s: float, duration_s: float) -> list[tuple[float, float, str]]:
-    """(start, end, word), as if every letter, and the space behind each word, took equally long."""
+    """Return (start, end, word), as if every letter, and the space behind each word, took equally long."""
     edges = np.cumsum([0.0, *(len(text) + 1 for text in texts)])
     edges_s = start_s + edges / edges[-1] * duration_s
     return list(zip(edges_s[:-1].tolist(), edges_s[1:].tolist(), texts, strict=True))

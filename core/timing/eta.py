@@ -31,7 +31,7 @@ class Eta:
         self._is_warm = False
 
     def add_step(self, seconds: float) -> None:
-        """Wall time of one step, without validation and checkpoint."""
+        """Add the wall time of one step, without validation and checkpoint."""
         if self._is_warm:
             self._steps_s.append(seconds)
         self._is_warm = True
@@ -40,20 +40,20 @@ class Eta:
         self._events_s["validation"].append(seconds)
 
     def add_checkpoint(self, seconds: float) -> None:
-        """How long training stood still for a checkpoint."""
+        """Add how long training stood still for a checkpoint."""
         self._events_s["checkpoint"].append(seconds)
 
     @property
     def num_samples(self) -> int:
-        """Steps in the mean."""
+        """The number of steps in the mean."""
         return len(self._steps_s)
 
     def step_s(self) -> float | None:
-        """The mean step; None before `min_samples` are measured."""
+        """Return the mean step; None before `min_samples` are measured."""
         return fmean(self._steps_s) if len(self._steps_s) >= self._min_samples else None
 
     def remaining_s(self, step: int, *, step_s: float | None = None) -> float | None:
-        """Seconds from the end of `step` steps to the end of the run; None before enough steps are measured.
+        """Return the seconds from the end of `step` steps to the end of the run; None before enough are measured.
 
         `step_s`: the mean step to count with, where it is not that of this rank.
         """
@@ -65,13 +65,13 @@ class Eta:
         return remaining + sum(due[name] * fmean(seconds) for name, seconds in self._events_s.items() if seconds)
 
     def _saves_due(self, step: int) -> int:
-        """Checkpoints after `step`: those of the two periods, less those that both ask for."""
+        """Count the checkpoints after `step`: those of the two periods, less those that both ask for."""
         every, also = self._save_every, self._validate_every if self._saves_validated else None
         both = None if every is None or also is None else lcm(every, also)
         return self._due(every, step) + self._due(also, step) - self._due(both, step)
 
     def _due(self, every: int | None, step: int) -> int:
-        """How often something is due after `step`; once more at the last step, where it is not due anyway."""
+        """Count how often something is due after `step`; once more at the last step, where it is not due anyway."""
         if every is None or step >= self._total_steps:
             return 0
         return -(-self._total_steps // every) - step // every

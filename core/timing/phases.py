@@ -37,8 +37,8 @@ WARM_STEPS = 3  # the first steps of a process compile, allocate and fill queues
 Mark = tuple[str, Any]  # a phase, and the event with which the device began it
 
 
-class Place(NamedTuple):
-    """One moment, whole: the watchdog's thread looks at it while the main thread moves on."""
+class CurrentPhase(NamedTuple):
+    """The phase that a rank is in, as one value: the watchdog's thread reads it while the main thread goes on."""
 
     phase: Phase
     step: int  # the step at work, or the last one done
@@ -47,13 +47,13 @@ class Place(NamedTuple):
 
 
 class Phases:
-    """The place of this rank, and the seconds of its phases."""
+    """The current phase of this rank, and the seconds of its phases."""
 
     def __init__(
         self, device: torch.device | None = None, clock: Callable[[], float] = time.monotonic, *, window: int = WINDOW
     ) -> None:
         self._clock = clock
-        self.place = Place("outside", 0, 0, clock())
+        self.current = CurrentPhase("outside", 0, 0, clock())
         self.parts = StepParts(window)  # as of the last `take_own_s`
         self._seconds: dict[str, float] = {}
         self._marks = DeviceMarks() if device is not None and device.type == "cuda" else None
@@ -64,24 +64,23 @@ class Phases:
         self.train_s = 0.0  # of all steps of this process
 
     def enter(self, phase: Phase, *, step: int | None = None) -> None:
-        """The phase before ends here."""
-        before, now = self.place, self._clock()
+        """Begin a phase, which ends the one before."""
+        before, now = self.current, self._clock()
         self._seconds[before.phase] = self._seconds.get(before.phase, 0.0) + now - before.since
-        self.place = Place(phase, before.step if step is None else step, before.entered + 1, now)
+        self.current = CurrentPhase(phase, before.step if step is None else step, before.entered + 1, now)
         if self._marks is not None:
             self._marks.observe(phase)
 
     def begin_step(self, number: int) -> None:
-        """Step `number` (from 1) begins with its data. The record of the step before, where the host may have waited
-        for the device, counts as a part of it. Validation and checkpoints do not; nor does waiting for the ranks that
-        take longer over them.
+        """Begin step `number` (from 1) with its data. The record of the step before, where the host may have waited
+        for the device, counts as a part of it. Validation and checkpoints do not; nor does waiting for slower ranks.
         """
         self.enter("data", step=number)
         between = [self._seconds.pop(phase) for phase in BETWEEN_STEPS if phase in self._seconds]
         self._follows_pause = bool(between)
 
     def end_step(self) -> "StepTimes":
-        """The seconds of the step that ends here; its record is the next phase."""
+        """Return the seconds of the step that ends here; its record is the next phase."""
         self.enter("log")
         seconds, self._seconds = self._seconds, {}
         marks = None if self._marks is None else self._marks.take_step()
@@ -96,7 +95,7 @@ class Phases:
         return StepTimes(total_s, wait_s=seconds["data"] + seconds["vote"])
 
     def take_own_s(self) -> float:
-        """Seconds that this rank itself took since the last call: its data, and computing until it met the others.
+        """Return the seconds that this rank took since the last call: its data, and computing until it met the others.
 
         On a GPU the computing is timed by the device, so this waits for it.
         """
@@ -112,7 +111,7 @@ class Phases:
         return own_s
 
     def longest_usual_step_s(self) -> float | None:
-        """The 99th percentile of the last steps' times; None while the first ones are under way."""
+        """Return the 99th percentile of the last steps' times; None while the first ones are under way."""
         steps_s = list(self._steps_s)
         return quantiles(steps_s, n=100, method="inclusive")[98] if len(steps_s) >= WARM_STEPS else None
 
@@ -126,7 +125,7 @@ class _Measured(NamedTuple):
 
 
 class StepTimes(NamedTuple):
-    """Wall seconds of a step, and of these what was spent on waiting for data, one's own or another rank's."""
+    """The wall seconds of a step, and of these what was spent on waiting for data, one's own or another rank's."""
 
     total_s: float
     wait_s: float
@@ -143,7 +142,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
 
 @section
 class TimingConfig:
-    """How steps are measured, and what the time to the end of the run is told from.
+    """Settings of how steps are measured, and what the time to the end of the run is told from.
 
     `window`: the last steps whose median and 90th percentile are told. `rank_scope: all`: train.log has a line a rank.
     `eta_mode: global_max` counts with the slowest rank's mean step, `rank0` with that of rank 0; none is told before
@@ -163,7 +162,7 @@ class StepParts:
         self._steps: deque[Mapping[str, float]] = deque(maxlen=window)
 
     def add(self, host_s: Mapping[str, float], device_s: Mapping[str, float] | None) -> None:
-        """A step, as the seconds of its phases on the host, and on a GPU those of the device."""
+        """Add a step, as the seconds of its phases on the host, and on a GPU those of the device."""
         phases = {phase: seconds for phase, seconds in host_s.items() if phase not in BETWEEN_STEPS}
         step_s = sum(phases.values())
         if device_s is not None:
@@ -173,11 +172,11 @@ class StepParts:
         self._steps.append({**parts, STEP: step_s})
 
     def latest_s(self) -> dict[str, float]:
-        """The parts of the last step; empty before there is one."""
+        """Return the parts of the last step; empty before there is one."""
         return dict(self._steps[-1]) if self._steps else {}
 
     def quantiles_s(self) -> dict[str, float]:
-        """`step_s_p50`, `step_s_p90` and the same of every part; empty before two steps are measured."""
+        """Return `step_s_p50`, `step_s_p90` and the same of every part; empty before two steps are measured."""
         if len(self._steps) < 2:
             return {}
         found: dict[str, float] = {}
@@ -188,7 +187,7 @@ class StepParts:
 
 
 class DeviceMarks:
-    """When the device began each phase. Nothing waits for it until `seconds` are asked for."""
+    """The events with which the device began each phase. Nothing waits for them until `seconds` are asked for."""
 
     def __init__(self, now: Callable[[], Any] | None = None) -> None:
         self._now = now or _event
@@ -198,13 +197,13 @@ class DeviceMarks:
         self._marks.append((phase, self._now()))
 
     def take_step(self) -> list[Mark]:
-        """Of the step that ends with the phase observed last; that mark begins the next step too."""
+        """Return the marks of the step that ends with the phase observed last; that mark begins the next step too."""
         marks, self._marks = self._marks, self._marks[-1:]
         return marks
 
     @staticmethod
     def seconds(marks: Sequence[Mark]) -> dict[str, float]:
-        """By phase; waits until the device has come to the last mark."""
+        """Return the seconds of each phase; waits until the device has come to the last mark."""
         found: dict[str, float] = {}
         marks[-1][1].synchronize()
         for (phase, begin), (_, end) in pairwise(marks):

@@ -7,14 +7,14 @@ logger = logging.getLogger(__name__)
 
 
 class Straggler:
-    """Looks at the time that each rank took for itself, not counting what it waited for others; on rank 0."""
+    """The ranks' own times compared on rank 0, not counting what each waited for others."""
 
     def __init__(self, *, warn_ratio: float) -> None:
         self._warn_ratio = warn_ratio
         self._known: int | None = None
 
     def observe(self, own_s: Sequence[float], *, hosts: Sequence[str]) -> dict[str, float | None]:
-        """`straggler_ratio` (slowest / mean, 1 is best) and `straggler_rank` of the steps since the last record."""
+        """Return `straggler_ratio` (slowest / mean, 1 is best) and `straggler_rank` since the last record."""
         if len(own_s) < 2 or not sum(own_s):
             return {}
         rank = max(range(len(own_s)), key=lambda place: own_s[place])

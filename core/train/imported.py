@@ -1,8 +1,9 @@
 """A training that was begun elsewhere as a run of ours: its first checkpoint, as training writes them.
 
-    file, config = parse_import(Config, argv=argv, description=__doc__, default_config=DEFAULT_CONFIG)
-    model = HubertPretraining(config.model)
-    begin_run(config, model, partial(import_lightning, model, path=file))
+    return import_run(
+        Config, lambda config: HubertPretraining(config.model), import_lightning,
+        argv=argv, description=__doc__, default_config=DEFAULT_CONFIG,
+    )
 
 `train` with the same configuration goes on from there: weights, moments, number of updates, hence the learning rate.
 Data begin anew, with the first step of the plan: where they stood elsewhere means nothing here.
@@ -13,8 +14,9 @@ import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -22,8 +24,8 @@ from torch import nn
 from core import distributed
 from core.checkpoint.store import CheckpointStore
 from core.config.load import parse_args, to_yaml
-from core.job.errors import said_plainly
-from core.job.run import RecipeConfig, Run
+from core.job.errors import exit_on_error
+from core.job.run import Run
 from core.job.stop import StopSignal
 from core.optim.optim import build_optimizer
 from core.optim.parameters import freeze
@@ -36,27 +38,30 @@ from core.rundir.exit_codes import ExitCode
 from core.rundir.files import CHECKPOINTS, CONFIG
 from core.rundir.whole_files import write_whole
 from core.timing.phases import Phases
+from core.train.config import TrainingConfig
 from core.train.progress import Progress
 
-T = TypeVar("T")
-
-# Fill a model and its optimizer, on the CPU, and tell how many updates they have had; ValueError where it cannot.
+# Fill an optimizer, and the model that it belongs to, on the CPU; return how many updates they have had, or raise
+# ValueError.
 Fill = Callable[[torch.optim.Optimizer], int]
 
 
-class SpreadConfig(RecipeConfig, Protocol):
-    """A recipe's configuration whose precision is known as well."""
-
-    @property
-    def parallel(self) -> ParallelConfig: ...
+C = TypeVar("C", bound=TrainingConfig)
 
 
-def parse_import(
-    schema: type[T], *, argv: Sequence[str] | None, description: str | None, default_config: Path
-) -> tuple[Path, T]:
-    """The file to import, which is the first word, and the configuration that the others ask for.
+def import_run(
+    schema: type[C],
+    build: Callable[[C], nn.Module],
+    fill: Callable[..., int],
+    *,
+    argv: Sequence[str] | None,
+    description: str | None,
+    default_config: Path,
+) -> int:
+    """Run a command that imports a file: its first word is the file, the others ask for the configuration.
 
-    The file is taken apart from them because a name such as `epoch=2-step=9.ckpt` looks like a setting.
+    `fill(model, optimizer, path=file)` is as `begin_run` wants it. The file is taken apart from the settings because a
+    name such as `epoch=2-step=9.ckpt` looks like one.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     file = words.pop(0) if words and not words[0].startswith("-") else None
@@ -64,16 +69,18 @@ def parse_import(
     if file is None:
         print("name the file to import first, then --config and settings", file=sys.stderr)
         sys.exit(ExitCode.CONFIG)
-    return Path(file), config
+    model = build(config)
+    begin_run(config, model, partial(fill, model, path=Path(file)))
+    return ExitCode.DONE
 
 
-def begin_run(config: SpreadConfig, model: nn.Module, fill: Fill) -> None:
+def begin_run(config: TrainingConfig, model: nn.Module, fill: Fill) -> None:
     """Make the run `config.run.name` with one checkpoint, of `model` and its optimizer as `fill` leaves them.
 
     Alone, on a CPU. The run is there whole or not at all. What is wrong ends the process with its exit code: a run that
     exists already, one that has had more updates than train.max_steps, what `fill` says.
     """
-    with said_plainly(), distributed.joined(device="cpu") as ranks:
+    with exit_on_error(), distributed.joined(device="cpu") as ranks:
         directory = runs_root() / config.run.name
         if ranks.world_size > 1:
             raise ValueError("an import is the work of one process: start it without torchrun or srun")
@@ -99,7 +106,7 @@ def begin_run(config: SpreadConfig, model: nn.Module, fill: Fill) -> None:
 
 @dataclass(frozen=True)
 class _Imported:
-    """What a save asks of an engine."""
+    """The part of an engine that a save needs."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer

@@ -8,6 +8,7 @@ So the gradient does not depend on padding, on the number of ranks, or on how th
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +17,8 @@ import torch
 from core.checkpoint.retention import check_metrics
 from core.job.errors import DataError, DivergedError
 from core.job.hardware import peak_flops
-from core.job.run import Outcome, Run
-from core.losses.output import LossOutput
+from core.job.run import Outcome
+from core.losses.output import LossOutput, zero_gradients
 from core.optim.optim import learning_rate
 from core.parallel.engine import Engine
 from core.rundir.files import BAD_SAMPLES, SAMPLES, SKIPPED_UPDATES
@@ -25,6 +26,8 @@ from core.rundir.whole_files import append_record
 from core.seeding import seed_everything
 from core.timing.phases import StepTimes
 from core.train import out_of_memory
+from core.train.config import TrainingRun
+from core.train.evaluate import evaluation_mode
 from core.train.metrics import MetricSums, step_metrics
 from core.train.progress import Progress
 from core.train.protocols import Data, Step
@@ -46,7 +49,7 @@ Flops = Callable[[Any], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Counts:
-    """What all ranks together know of the next step before it begins."""
+    """The sums over all ranks that are known before a step begins."""
 
     num_targets: float
     num_bad: float
@@ -54,7 +57,7 @@ class Counts:
 
 
 def fit(
-    run: Run,
+    run: TrainingRun,
     engine: Engine,
     data: Data,
     loss_fn: LossFn,
@@ -122,9 +125,9 @@ def fit(
 
 
 def train_step(
-    run: Run, engine: Engine, step: Step, loss_fn: LossFn, *, number: int, num_targets: float
+    run: TrainingRun, engine: Engine, step: Step, loss_fn: LossFn, *, number: int, num_targets: float
 ) -> tuple[Mapping[str, tuple[Any, Any]], Verdict]:
-    """Forward, backward and update of step `number` (from 0); the sums to log, still on the device, and its verdict."""
+    """Run forward, backward and update of step `number` (from 0); return the sums to log, and whether it was bad."""
     ranks = run.ranks
     sums, losses = MetricSums(), []
     scale = ranks.dp_size / num_targets if num_targets else 0.0
@@ -137,8 +140,9 @@ def train_step(
         run.phases.enter("move")
         with out_of_memory.recorded(run, batch, step=number + 1):
             for output in _backpropagate(run, engine, loss_fn, batch.to(ranks.device), weight=weight, is_last=is_last):
-                losses[-1] += output.loss_sum.detach()
-                sums.add(output.metrics if ranks.tp_rank == 0 else {})
+                if batch.num_targets:  # the mean of nothing may be NaN
+                    losses[-1] += output.loss_sum.detach()
+                sums.add(output.metrics if ranks.tp_rank == 0 and batch.sample_ids else {})
         if ranks.tp_rank == 0:
             sums.add({"loss": (losses[-1], float(batch.num_targets))})
     run.phases.enter("update")
@@ -155,29 +159,33 @@ def train_step(
 
 
 def _backpropagate(
-    run: Run, engine: Engine, loss_fn: LossFn, batch: Any, *, weight: float, is_last: bool
+    run: TrainingRun, engine: Engine, loss_fn: LossFn, batch: Any, *, weight: float, is_last: bool
 ) -> Iterator[LossOutput]:
-    """Send a micro-batch's loss backward, whole or part by part; only the last backward of the step synchronizes."""
+    """Send a micro-batch's loss backward, whole or part by part; only the last backward of the step synchronizes.
+
+    Without a weight it goes there all the same, as other ranks wait for its collectives, but with gradients of 0.
+    """
     run.phases.enter("forward")
-    with engine.accumulate(last=is_last):
-        loss = loss_fn(engine.model, batch)
-        if isinstance(loss, LossOutput):
-            run.phases.enter("reduce" if is_last else "backward")
-            engine.backward(loss.loss_sum * weight)
-            yield loss
-            return
-    for number, part in enumerate(loss):
-        is_last_part = is_last and number == len(loss) - 1
-        with engine.accumulate(last=is_last_part):
-            run.phases.enter("forward")
-            output = part()
-            run.phases.enter("reduce" if is_last_part else "backward")
-            engine.backward(output.loss_sum * weight)
-            yield output
+    with zero_gradients(engine.model) if not weight else nullcontext():
+        with engine.accumulate(last=is_last):
+            loss = loss_fn(engine.model, batch)
+            if isinstance(loss, LossOutput):
+                run.phases.enter("reduce" if is_last else "backward")
+                engine.backward(loss.loss_sum * weight)
+                yield loss
+                return
+        for number, part in enumerate(loss):
+            is_last_part = is_last and number == len(loss) - 1
+            with engine.accumulate(last=is_last_part):
+                run.phases.enter("forward")
+                output = part()
+                run.phases.enter("reduce" if is_last_part else "backward")
+                engine.backward(output.loss_sum * weight)
+                yield output
 
 
-def _agree(run: Run, step: Step) -> Counts:
-    """One small sum over all ranks: targets, bad samples, and whether anybody wants to stop."""
+def _agree(run: TrainingRun, step: Step) -> Counts:
+    """Add up over all ranks: targets, bad samples, and whether anybody wants to stop."""
     mine = float(run.ranks.tp_rank == 0)
     targets = mine * sum(batch.num_targets for batch in step.batches)
     bad = mine * sum(len(batch.bad) for batch in step.batches)
@@ -185,7 +193,7 @@ def _agree(run: Run, step: Step) -> Counts:
     return Counts(num_targets=total[0], num_bad=total[1], stop=total[2] > 0)
 
 
-def _note_bad(run: Run, step: Step, progress: Progress, *, num_examples: int) -> None:
+def _note_bad(run: TrainingRun, step: Step, progress: Progress, *, num_examples: int) -> None:
     """List the bad samples of a step, each once, and stop when there are too many."""
     mine = [bad.to_record() for batch in step.batches for bad in batch.bad] if run.ranks.tp_rank == 0 else []
     for record in (record for records in run.ranks.gather(mine) for record in records):
@@ -203,13 +211,12 @@ def _note_bad(run: Run, step: Step, progress: Progress, *, num_examples: int) ->
         )
 
 
-def _validate(run: Run, engine: Engine, progress: Progress, reporter: Reporter, validate: Validate) -> str:
-    """Validate, save if that is due or the result is among the best; a reason to stop, or nothing."""
+def _validate(run: TrainingRun, engine: Engine, progress: Progress, reporter: Reporter, validate: Validate) -> str:
+    """Validate, and save if that is due or the result is among the best; return a reason to stop, or nothing."""
     run.phases.enter("validate")
-    engine.model.eval()
     began = time.perf_counter()
-    metrics = validate(progress.step)
-    engine.model.train()
+    with evaluation_mode(engine.model):
+        metrics = validate(progress.step)
     if metrics is None:
         return next(filter(None, run.ranks.gather(run.stop.reason)))
     reporter.log_validation(metrics, step=progress.step, seconds=time.perf_counter() - began)
@@ -222,8 +229,8 @@ def _validate(run: Run, engine: Engine, progress: Progress, reporter: Reporter, 
     return "no improvement: train.early_stop" if progress.is_early else ""
 
 
-def _go_back(run: Run, engine: Engine, progress: Progress, reporter: Reporter) -> None:
-    """After too many skipped updates: to the last checkpoint, or, where that has not helped, to an error."""
+def _go_back(run: TrainingRun, engine: Engine, progress: Progress, reporter: Reporter) -> None:
+    """Go back to the last checkpoint after too many skipped updates. DivergedError where that has not helped."""
     problem = f"{progress.skipped.in_row} updates in a row had no finite gradient up to step {progress.step}"
     if not progress.go_back(run, engine):
         tried = "there is no checkpoint" if progress.went_back_to is None else "it was tried from the last checkpoint"
@@ -234,8 +241,8 @@ def _go_back(run: Run, engine: Engine, progress: Progress, reporter: Reporter) -
         logger.warning("%s; back to the checkpoint of step %d, with the data that follows", problem, progress.step)
 
 
-def _record_samples(run: Run, step: Step, *, number: int) -> None:
-    """The sample ids of the step's micro-batches in the plan's order, the same on any number of ranks."""
+def _record_samples(run: TrainingRun, step: Step, *, number: int) -> None:
+    """Write the sample ids of the step's micro-batches in the plan's order, the same on any number of ranks."""
     if not run.config.run.record_samples:
         return
     shares = run.ranks.gather([list(batch.sample_ids) for batch in step.batches])[:: run.ranks.tp_size]
@@ -244,15 +251,17 @@ def _record_samples(run: Run, step: Step, *, number: int) -> None:
         append_record(run.directory / SAMPLES, {"step": number, "token": run.token, "micro_batches": ids})
 
 
-def _speed(run: Run, step: Step, times: StepTimes, flops: Flops | None) -> Mapping[str, tuple[Any, Any]]:
+def _speed(run: TrainingRun, step: Step, times: StepTimes, flops: Flops | None) -> Mapping[str, tuple[Any, Any]]:
+    """Return how fast the step was, as sums to log."""
     if run.ranks.tp_rank:
         return {}
     counted = [flops(batch) for batch in step.batches if batch.sample_ids] if flops is not None else []
     return step_metrics(
         step_s=times.total_s,
         data_wait_s=times.wait_s,
-        audio_s=sum(batch.audio_s for batch in step.batches),
-        padded_audio_s=sum(batch.padded_audio_s for batch in step.batches),
+        length=sum(batch.length for batch in step.batches),
+        padded_length=sum(batch.padded_length for batch in step.batches),
+        unit=step.batches[0].unit,
         num_targets=sum(batch.num_targets for batch in step.batches),
         dp_size=run.ranks.dp_size,
         tp_size=run.ranks.tp_size,

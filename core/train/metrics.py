@@ -30,11 +30,11 @@ class MetricSums:
             self._sums[name] = (before[0] + _detached(numerator), before[1] + _detached(denominator))
 
     def names(self) -> list[str]:
-        """What this rank has counted; a rank that saw no data may lack some of them."""
+        """Return what this rank has counted; a rank that saw no data may lack some of it."""
         return list(self._sums)
 
     def as_tensor(self, names: Sequence[str], *, device: torch.device | str = "cpu") -> Tensor:
-        """(2 N,) float64: numerator and denominator of each of `names`; 0 and 0 for what this rank lacks.
+        """Return (2 N,) float64: numerator and denominator of each of `names`; 0 and 0 for what this rank lacks.
 
         The only place where the host waits for the device.
         """
@@ -46,7 +46,7 @@ class MetricSums:
         return torch.tensor(values, dtype=torch.float64, device=device)
 
     def pairs(self) -> Mapping[str, tuple[Amount, Amount]]:
-        """The sums themselves, to add to others."""
+        """Return the sums themselves, to add to others."""
         return dict(self._sums)
 
     def clear(self) -> None:
@@ -54,12 +54,12 @@ class MetricSums:
 
 
 def merged_names(names_of_ranks: Iterable[Iterable[str]]) -> list[str]:
-    """The names that any rank has, sorted: the same list on every rank."""
+    """Return the names that any rank has, sorted: the same list on every rank."""
     return sorted(set().union(*names_of_ranks))
 
 
 def ratios(names: Sequence[str], totals: Tensor) -> dict[str, float | None]:
-    """numerator / denominator by name, of a reduced `as_tensor`; None where nothing was counted."""
+    """Return numerator / denominator by name, of a reduced `as_tensor`; None where nothing was counted."""
     pairs = totals.reshape(len(names), 2).tolist()
     return {
         name: numerator / denominator if denominator else None
@@ -71,27 +71,29 @@ def step_metrics(
     *,
     step_s: float,
     data_wait_s: float,
-    audio_s: float,
-    padded_audio_s: float,
+    length: float,
+    padded_length: float,
     num_targets: float,
     dp_size: int,
+    unit: str = "s",
     tp_size: int = 1,
     model_flops: float | None = None,
     padded_flops: float = 0.0,
     peak_flops: float | None = None,
 ) -> dict[str, tuple[Amount, Amount]]:
-    """How fast one step was, as pairs to add.
+    """Return how fast one step was, as pairs to add.
 
     `step_s`: wall seconds of the step, without validation and checkpoints. The rest is what this dp rank did in it;
-    only one rank of a tp group adds. `model_flops` counts useful frames, `padded_flops` all. `peak_flops`: a device's;
-    where it is not known, there is no MFU, and the record says null.
+    only one rank of a tp group adds. `length`, with and without padding, counts in `unit` and gives a rate by its name:
+    `tokens_per_s`; of seconds, which are of audio, `audio_s_per_s`. `model_flops` counts useful frames, `padded_flops`
+    all. `peak_flops`: a device's; where it is not known, there is no MFU, and the record says null.
     """
     shared_s = step_s / dp_size  # added up over dp ranks it is the wall time again
     metrics: dict[str, tuple[Amount, Amount]] = {
-        "audio_s_per_s": (audio_s, shared_s),
+        ("audio_s_per_s" if unit == "s" else f"{unit}_per_s"): (length, shared_s),
         "targets_per_s": (num_targets, shared_s),
         "data_wait_share": (data_wait_s, step_s),
-        "padding_share": (padded_audio_s - audio_s, padded_audio_s),
+        "padding_share": (padded_length - length, padded_length),
     }
     if model_flops is not None:
         for name, flops in (("", model_flops), ("padded_", padded_flops)):

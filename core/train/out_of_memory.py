@@ -26,6 +26,6 @@ def recorded(run: Run, batch: Batch, *, step: int) -> Iterator[None]:
 
 def _record(run: Run, batch: Batch, *, step: int, error: BaseException) -> None:
     shapes: dict[str, Any] = {n: list(v.shape) for n, v in vars(batch).items() if isinstance(v, Tensor)}
-    facts = {"step": step, "token": run.token, "rank": run.ranks.rank, "phase": run.phases.place.phase}
+    facts = {"step": step, "token": run.token, "rank": run.ranks.rank, "phase": run.phases.current.phase}
     told = {"sample_ids": list(batch.sample_ids), "num_targets": batch.num_targets, "shapes": shapes}
     append_record(run.directory / OUT_OF_MEMORY, {**facts, **told, "error": str(error).strip()[:500]})

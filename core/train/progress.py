@@ -7,9 +7,9 @@ from typing import Any
 from torch import Tensor
 
 from core.checkpoint.retention import TRAIN_LOSS
-from core.job.run import Run
 from core.job.stop import EarlyStop
 from core.parallel.engine import Engine
+from core.train.config import TrainingRun
 from core.train.metrics import MetricSums, merged_names, ratios
 from core.train.skipped_updates import SkippedUpdates
 
@@ -33,7 +33,7 @@ class Progress:
     train_loss: float | None = None  # of the last record
 
     @classmethod
-    def restored(cls, run: Run, engine: Engine) -> "Progress":
+    def restored(cls, run: TrainingRun, engine: Engine) -> "Progress":
         """From the newest checkpoint, which also fills the engine; a new run starts at 0."""
         train = run.config.train
         progress = cls(train.validate_every_steps, EarlyStop(train.early_stop) if train.early_stop else None)
@@ -44,7 +44,7 @@ class Progress:
             progress._take(state, run, engine)
         return progress
 
-    def go_back(self, run: Run, engine: Engine) -> bool:
+    def go_back(self, run: TrainingRun, engine: Engine) -> bool:
         """Weights and optimizer as they were in the newest checkpoint, but with the data that follows now.
 
         The same data would end in the same way. False, and nothing done, where there is no checkpoint or where this
@@ -59,7 +59,7 @@ class Progress:
         self.went_back_to, self.skipped.in_row, self.owes_save = newest, 0, False
         return True
 
-    def _take(self, state: Mapping[str, Any], run: Run, engine: Engine) -> None:
+    def _take(self, state: Mapping[str, Any], run: TrainingRun, engine: Engine) -> None:
         """What belongs to the weights of a checkpoint."""
         for name in ("step", "validated_step", "is_early"):
             setattr(self, name, state[name])
@@ -71,7 +71,7 @@ class Progress:
             self.sums.add({name: (pair[0], pair[1]) for name, pair in state["sums"].items()})
         engine.restore(state["engine"])
 
-    def is_save_due(self, run: Run) -> bool:
+    def is_save_due(self, run: TrainingRun) -> bool:
         return run.checkpoints.is_due(self.step) or self.owes_save
 
     def is_validation_due(self, is_wanted: bool) -> bool:
@@ -79,7 +79,9 @@ class Progress:
             return False
         return self.step > self.validated_step and self.step % self.validate_every == 0
 
-    def save(self, run: Run, engine: Engine, *, metrics: Mapping[str, float] | None = None, wait: bool = False) -> None:
+    def save(
+        self, run: TrainingRun, engine: Engine, *, metrics: Mapping[str, float] | None = None, wait: bool = False
+    ) -> None:
         """A checkpoint of now; all ranks together. While updates are being skipped it waits for one that is not.
 
         So that there is one from before to go back to; but the last of a link (`wait`) is saved as it is.
@@ -108,12 +110,12 @@ class Progress:
         run.checkpoints.save(engine, state, step=self.step, metrics=trained | dict(metrics or {}) or None, wait=wait)
         run.stop.observe(save_s=run.checkpoints.save_s)
 
-    def _reduced(self, run: Run, names: Sequence[str]) -> Tensor:
+    def _reduced(self, run: TrainingRun, names: Sequence[str]) -> Tensor:
         """The sums of these names over all ranks; the host waits for the device."""
         totals = self.sums.as_tensor(names)
         return totals.new_tensor(run.ranks.total(totals.tolist()))
 
-    def take_metrics(self, run: Run, *, names: Sequence[str]) -> dict[str, float | None]:
+    def take_metrics(self, run: TrainingRun, *, names: Sequence[str]) -> dict[str, float | None]:
         """The means since the last call, and the number of skipped updates over the run."""
         totals = self._reduced(run, names)
         metrics = ratios(names, totals)

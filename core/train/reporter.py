@@ -12,7 +12,6 @@ import torch
 from core.config.load import to_dict
 from core.job.context import note_effective
 from core.job.hardware import hardware_metrics
-from core.job.run import Run
 from core.optim.optim import learning_rate
 from core.report.loggers import Logger, open_loggers
 from core.report.train_log import RankStep, TrainLog
@@ -21,6 +20,7 @@ from core.rundir.metrics_log import MetricsLog, step_line
 from core.rundir.processes import PeakMemory
 from core.timing.eta import Eta
 from core.timing.straggler import Straggler
+from core.train.config import TrainingRun
 from core.train.metrics import merged_names, ratios
 from core.train.progress import Progress
 
@@ -41,7 +41,7 @@ class Told(NamedTuple):
 class Reporter:
     """Rank 0 writes; the other ranks take part in the sums only."""
 
-    def __init__(self, run: Run, *, step: int, total_steps: int) -> None:
+    def __init__(self, run: TrainingRun, *, step: int, total_steps: int) -> None:
         self._run = run
         self._total_steps = total_steps
         train, checkpoint = run.config.train, run.config.checkpoint

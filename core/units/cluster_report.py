@@ -27,9 +27,8 @@ _NUM_RESAMPLES = 1000
 _RESAMPLES_AT_ONCE = 50
 
 
-class Interval(NamedTuple):
-    """What was measured on the utterances at hand, and the 95 % interval of endless speech like theirs, which has no
-    bias: a PNMI may lie above its interval."""
+class Estimate(NamedTuple):
+    """A value of the utterances at hand, and the 95 % interval of endless speech: biased, a PNMI may lie above it."""
 
     value: float
     low: float
@@ -41,19 +40,20 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class PhoneMeasures:
-    """`joint[p, c]`: frames of phone p in cluster c. Purity of phones: the share of frames whose phone is the most
-    frequent of their cluster; of clusters: the other way round. PNMI: I(phone; cluster) / H(phone)."""
+    """Measures with `joint[p, c]`: frames of phone p in cluster c. Purity of phones: the share of frames whose phone is
+    the most frequent of their cluster; of clusters: the other way round. PNMI: I(phone; cluster) / H(phone).
+    """
 
     symbols: list[str]
     joint: np.ndarray  # (P, N) int64
     phone_purity: float
     cluster_purity: float
-    pnmi: Interval
+    pnmi: Estimate
 
 
 @dataclass(frozen=True)
 class ClusterReport:
-    """`entropy_bits` of the usage; the largest possible is log2(num_clusters)."""
+    """The usage of clusters, and `entropy_bits` of it; the largest possible is log2(num_clusters)."""
 
     num_clusters: int
     num_utterances: int
@@ -67,11 +67,11 @@ class ClusterReport:
 
     @property
     def unigram_accuracy(self) -> float:
-        """Of guessing the most frequent cluster for every frame."""
+        """The accuracy of guessing the most frequent cluster for every frame."""
         return float(self.counts.max() / max(1, self.counts.sum()))
 
     def describe(self) -> str:
-        """In lines, for the log and the report of a run."""
+        """Return the report in lines, for the log and the report of a run."""
         lines = [
             f"{self.counts.sum():,} frames of {self.num_utterances:,} utterances in {self.num_used} of "
             f"{self.num_clusters} clusters",
@@ -88,7 +88,7 @@ class ClusterReport:
         return "\n".join(lines)
 
     def scores(self, prefix: str) -> dict[str, float]:
-        """Flat names to numbers, as scores.json has them."""
+        """Return flat names to numbers, as scores.json has them."""
         found = {"clusters_used": float(self.num_used), "entropy_bits": self.entropy_bits}
         if self.phones is not None:
             pnmi = self.phones.pnmi
@@ -98,15 +98,15 @@ class ClusterReport:
 
 
 def cluster_report(labels: Labels, phones: Phones | None, *, num_clusters: int, seed: int) -> ClusterReport:
-    """ValueError where labels and phones of an utterance differ in number, or no frame has a phone."""
+    """Compute the report. ValueError if labels and phones differ in number, or no frame has a phone."""
     counts = np.bincount(np.concatenate([np.zeros(0, np.int64), *labels]), minlength=num_clusters)
     measures = None if phones is None else _phone_measures(labels, phones, num_clusters=num_clusters, seed=seed)
     entropy_bits = float(_entropy(counts[None])[0] / np.log(2))
     return ClusterReport(num_clusters, len(labels), counts, entropy_bits, measures)
 
 
-def pnmi_gain(better: Labels, worse: Labels, phones: Phones, *, seed: int) -> Interval:
-    """PNMI of one labelling less that of another of the same frames; both see the same resampled utterances."""
+def pnmi_gain(better: Labels, worse: Labels, phones: Phones, *, seed: int) -> Estimate:
+    """Return PNMI of a labelling less that of another of the same frames; both see the same resampled utterances."""
     symbols = _symbols(phones)
     draws = _resamples(len(phones), seed=seed)
     estimates, values = [], []
@@ -120,7 +120,7 @@ def pnmi_gain(better: Labels, worse: Labels, phones: Phones, *, seed: int) -> In
 
 
 def draw_report(report: ClusterReport, path: Path) -> None:
-    """A picture: how much each cluster is used, and which phones its frames are."""
+    """Draw how much each cluster is used, and which phones its frames are."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -153,13 +153,13 @@ def _phone_measures(labels: Labels, phones: Phones, *, num_clusters: int, seed: 
         joint=joint,
         phone_purity=float(joint.max(axis=0).sum() / joint.sum()),
         cluster_purity=float(joint.max(axis=1).sum() / joint.sum()),
-        pnmi=Interval(value, low=min(1.0, max(0.0, low)), high=min(1.0, max(0.0, high))),
+        pnmi=Estimate(value, low=min(1.0, max(0.0, low)), high=min(1.0, max(0.0, high))),
     )
 
 
-def _interval(value: float, resampled: np.ndarray) -> Interval:
+def _interval(value: float, resampled: np.ndarray) -> Estimate:
     low, high = np.quantile(resampled, [0.025, 0.975])
-    return Interval(float(value), low=float(2 * value - high), high=float(2 * value - low))
+    return Estimate(float(value), low=float(2 * value - high), high=float(2 * value - low))
 
 
 def _symbols(phones: Phones) -> list[str]:
@@ -170,7 +170,7 @@ def _symbols(phones: Phones) -> list[str]:
 
 
 def _tables(labels: Labels, phones: Phones, symbols: list[str], *, num_clusters: int) -> csr_matrix:
-    """(utterances, P N) int64: how often each pair of phone and cluster occurs in each utterance."""
+    """Count how often each pair of phone and cluster occurs in each utterance: (utterances, P N) int64."""
     number_of = {symbol: number for number, symbol in enumerate(symbols)}
     columns, rows = [], []
     for utterance, (own_labels, own_phones) in enumerate(zip(labels, phones, strict=True)):
@@ -186,7 +186,7 @@ def _tables(labels: Labels, phones: Phones, symbols: list[str], *, num_clusters:
 
 
 def _resamples(num_utterances: int, *, seed: int) -> np.ndarray:
-    """(resamples, utterances): how often each utterance is drawn."""
+    """Return (resamples, utterances): how often each utterance is drawn."""
     shares = np.full(num_utterances, 1 / num_utterances)
     return generator(seed, "cluster_report.bootstrap").multinomial(num_utterances, shares, size=_NUM_RESAMPLES)
 
@@ -200,13 +200,13 @@ def _resampled_pnmi(tables: csr_matrix, draws: np.ndarray, shape: tuple[int, int
 
 
 def _pnmi(joint: np.ndarray) -> np.ndarray:
-    """(R, P, N) counts -> (R,): (H(P) + H(N) - H(P, N)) / H(P); 0 where there is but one phone."""
+    """Map counts (R, P, N) to (R,): (H(P) + H(N) - H(P, N)) / H(P); 0 where there is but one phone."""
     of_phones = _entropy(joint.sum(axis=2))
     information = of_phones + _entropy(joint.sum(axis=1)) - _entropy(joint.reshape(len(joint), -1))
     return np.where(of_phones > 0, information / np.where(of_phones > 0, of_phones, 1), 0.0)
 
 
 def _entropy(counts: np.ndarray) -> np.ndarray:
-    """(R, M) counts -> (R,) entropies in nats: ln n - sum_m c ln c / n."""
+    """Map counts (R, M) to (R,) entropies in nats: ln n - sum_m c ln c / n."""
     total = np.maximum(1, counts.sum(axis=1))
     return np.log(total) - (counts * np.log(np.maximum(1, counts))).sum(axis=1) / total

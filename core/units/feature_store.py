@@ -18,7 +18,7 @@ _LARGEST = float(np.finfo(np.float16).max)  # 65,504
 
 
 def write_features(path: Path, clips: Iterable[np.ndarray], *, dim: int) -> int:
-    """Write the features of clips, each (T, dim), as the shard `path` (.npy); the number of frames.
+    """Write the features of clips, each (T, dim), as the shard `path` (.npy); return the number of frames.
 
     Nobody else may be writing this shard: what killed processes left of it is removed. ValueError for a value that is
     too large for fp16.
@@ -47,7 +47,7 @@ def write_features(path: Path, clips: Iterable[np.ndarray], *, dim: int) -> int:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a shard is there with all its frames; one cut short by a full disk or a copy is not."""
+    """Return whether a shard is there with all its frames; one cut short by a full disk or a copy is not."""
     try:
         FrameShards([path])
     except ValueError:
@@ -56,7 +56,6 @@ def is_whole(path: Path) -> bool:
 
 
 def remove_features(path: Path) -> None:
-    """Delete a shard, where it is."""
     for part in (path, _lengths_path(path)):
         part.unlink(missing_ok=True)
 
@@ -65,7 +64,7 @@ class FrameShards:
     """The frames of shards, one after another, as one array on disk."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        """ValueError naming the shard that is missing, damaged, or of another width than the first."""
+        """Map the shards. ValueError naming one that is missing, damaged, or of another width than the first."""
         self._shards = [_open(path) for path in paths]
         widths = {shard.shape[1] for shard in self._shards}
         if len(widths) != 1:
@@ -78,7 +77,7 @@ class FrameShards:
         return int(self._ends[-1])
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Frames start ... stop - 1, (stop - start, dim) fp16."""
+        """Return frames start ... stop - 1, (stop - start, dim) fp16."""
         parts = []
         for shard, end in zip(self._shards, self._ends.tolist(), strict=True):
             first = end - len(shard)
@@ -87,7 +86,7 @@ class FrameShards:
         return np.concatenate(parts) if parts else np.zeros((0, self.dim), np.float16)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Frames by ascending number, (len(rows), dim) fp16."""
+        """Return frames by ascending number, (len(rows), dim) fp16."""
         shard_of = np.searchsorted(self._ends, rows, side="right")
         parts = [
             shard[rows[shard_of == number] - (end - len(shard))]
@@ -96,7 +95,7 @@ class FrameShards:
         return np.concatenate(parts)
 
     def clips(self) -> Iterator[np.ndarray]:
-        """The features of each clip in turn, (T, dim) fp16."""
+        """Yield the features of each clip in turn, (T, dim) fp16."""
         for shard, path in zip(self._shards, self._paths, strict=True):
             yield from np.split(shard, np.cumsum(np.load(_lengths_path(path)))[:-1])
 

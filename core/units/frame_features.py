@@ -8,7 +8,8 @@ for row, frames in extract(features, index, rows, batch_s=240, device=device, no
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,14 +18,16 @@ from torch import Tensor
 
 from core.data.index import ManifestIndex
 from core.data.reading import BadSample, read_cut
+from core.train.trained import TrainedRun
 from core.units.frame_labels import FrameGrid
+from core.units.masked_speech import CropConfig
 from core.units.mfcc import HOP_SAMPLES, SAMPLE_RATE_HZ, Convention, Mfcc
 
 NoteBad = Callable[[BadSample], object]
 
 
 class FrameFeatures(Protocol):
-    """Features of frames, and the facts by which labels made of them are known (see LabelCard)."""
+    """The features of frames, and the facts by which labels made of them are known (see LabelCard)."""
 
     @property
     def name(self) -> str: ...
@@ -38,7 +41,7 @@ class FrameFeatures(Protocol):
     def dim(self) -> int: ...
 
     def __call__(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        """audio (B, S), num_samples (B,) -> features (B, T, D), their frames (B,)."""
+        """Return features (B, T, D) and their frames (B,) of audio (B, S), num_samples (B,)."""
 
 
 @dataclass(frozen=True)
@@ -56,21 +59,35 @@ class MfccFeatures:
         return f"mfcc:{self.convention}"
 
     def __call__(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        features, num_frames = Mfcc(self.convention)(audio, num_samples)
+        features, num_frames = self._mfcc(audio, num_samples)
         return features, num_frames
+
+    @cached_property
+    def _mfcc(self) -> Mfcc:
+        return Mfcc(self.convention)
 
 
 class HiddenModel(Protocol):
-    """core.models.hubert.model.Hubert, or any other model with layers to look at."""
+    """A model with layers to look at, such as core.models.hubert.model.Hubert."""
 
     def hidden(self, audio: Tensor, num_samples: Tensor, *, layer: int) -> tuple[Tensor, Tensor]: ...
 
 
+class ConfiguredModel(HiddenModel, Protocol):
+    """A model that also says the grid of its frames: `hop_samples`, `window_samples`, and their width: `dim`."""
+
+    @property
+    def config(self) -> Any: ...
+
+
 @dataclass(frozen=True)
 class HiddenFeatures:
-    """The output of a layer. A clip alone in its batch is cut at frames of the grid into parts of `most_s`: attention
-    over an hour would need more memory than there is. `normalize`: as the model was trained (see CropConfig).
-    `smooth_frames`: each frame is the mean of so many around it, weighted by a triangle."""
+    """The output of a layer.
+
+    A clip alone in its batch is cut at frames of the grid into parts of `most_s`: attention over an hour would need
+    more memory than there is. `normalize`: as the model was trained (see CropConfig). `smooth_frames`: each frame is
+    the mean of so many around it, weighted by a triangle.
+    """
 
     model: HiddenModel
     layer: int
@@ -109,13 +126,22 @@ class HiddenFeatures:
         return torch.cat(parts, dim=1), torch.full_like(num_samples, num_frames)
 
 
+def layers_of_run(
+    run: TrainedRun, model: ConfiguredModel, layers: Sequence[int], *, checkpoint: str
+) -> list[HiddenFeatures]:
+    """Return features of layers of a run's model, which has the weights `checkpoint` and hears audio as in training."""
+    config, normalize = model.config, run.section(CropConfig, "data.crop").normalize
+    grid = FrameGrid(config.hop_samples, config.window_samples)
+    return [HiddenFeatures(model, one, grid, config.dim, checkpoint, normalize) for one in layers]
+
+
 def hidden_name(smooth_frames: int) -> str:
-    """By which labels of a layer are known."""
+    """Return the name by which labels of a layer are known."""
     return "hubert" if smooth_frames == 1 else f"hubert:smooth{smooth_frames}"
 
 
 def smoothed(frames: Tensor, num_frames: Tensor, *, width: int) -> Tensor:
-    """(B, T, D) -> (B, T, D), the means of `width` (odd) frames around each, weighted by a triangle.
+    """Return the means (B, T, D) of `width` (odd) frames around each of (B, T, D), weighted by a triangle.
 
     Only a clip's own frames count, and there are fewer of them at its ends.
     """
@@ -142,7 +168,7 @@ def extract(
     device: torch.device,
     note_bad: NoteBad,
 ) -> Iterator[tuple[int, Tensor]]:
-    """(row, features (T, D) in fp32 on `device`) of each row, ordered by length.
+    """Yield (row, features (T, D) in fp32 on `device`) of each row, ordered by length.
 
     A batch has at most `batch_s` of padded audio, a longer clip is alone. A clip that cannot be read is noted and
     left out. ValueError naming a clip whose features are not finite.
@@ -173,7 +199,7 @@ def extract(
 
 
 def _normalized(audio: Tensor, num_samples: Tensor) -> Tensor:
-    """(B, S) with mean 0 and variance 1 over the samples of each row, 0 behind them."""
+    """Return audio (B, S) with mean 0 and variance 1 over the samples of each row, 0 behind them."""
     is_valid = torch.arange(audio.size(1), device=audio.device) < num_samples[:, None]
     counts = num_samples[:, None]
     centered = (audio - audio.masked_fill(~is_valid, 0.0).sum(1, keepdim=True) / counts).masked_fill(~is_valid, 0.0)
@@ -181,7 +207,7 @@ def _normalized(audio: Tensor, num_samples: Tensor) -> Tensor:
 
 
 def _batches(durations_s: np.ndarray, rows: Sequence[int], *, batch_s: float) -> Iterator[list[int]]:
-    """Rows of like lengths under the budget, the shortest first."""
+    """Yield batches of rows of like lengths under the budget, the shortest first."""
     batch: list[int] = []
     for row in sorted(rows, key=lambda row: (float(durations_s[row]), row)):
         if batch and (len(batch) + 1) * durations_s[row] > batch_s:

@@ -12,7 +12,7 @@ import numpy as np
 
 
 class Crop(NamedTuple):
-    """Samples [start, start + num) of a clip, and the frames that they have."""
+    """The samples [start, start + num) of a clip, and the frames that they have."""
 
     start_samples: int
     num_samples: int
@@ -22,7 +22,7 @@ class Crop(NamedTuple):
 
 @dataclass(frozen=True)
 class FrameGrid:
-    """HuBERT: a frame every 320 samples, each of 400."""
+    """The frames of HuBERT: one every 320 samples, each of 400."""
 
     hop_samples: int = 320
     window_samples: int = 400
@@ -36,11 +36,11 @@ class FrameGrid:
         return max(0, (num_samples - self.window_samples) // self.hop_samples + 1)
 
     def num_samples(self, num_frames: int) -> int:
-        """The fewest samples that have so many frames."""
+        """Return the fewest samples that have so many frames."""
         return (num_frames - 1) * self.hop_samples + self.window_samples
 
     def crop(self, num_samples: int, *, most_samples: int, rng: np.random.Generator | None) -> Crop:
-        """At most `most_samples` of a clip, anywhere on the grid; without rng from its beginning."""
+        """Choose at most `most_samples` of a clip, anywhere on the grid; without rng from its beginning."""
         kept = min(num_samples, most_samples)
         places = (num_samples - kept) // self.hop_samples + 1
         first = int(rng.integers(places)) if rng is not None else 0
@@ -48,7 +48,7 @@ class FrameGrid:
 
 
 def at_grid(labels: np.ndarray, *, labels_hz: float, grid: FrameGrid) -> np.ndarray:
-    """One label a frame of the grid: every second one of MFCC labels, made every 10 ms with a window of 25 ms.
+    """Return one label a frame: every second one of MFCC labels, made every 10 ms with a window of 25 ms.
 
     ValueError unless the labels' rate is a multiple of the grid's.
     """
@@ -59,7 +59,7 @@ def at_grid(labels: np.ndarray, *, labels_hz: float, grid: FrameGrid) -> np.ndar
 
 
 def matched(labels: np.ndarray, *, num_frames: int) -> np.ndarray:
-    """The labels, where their number and that of the audio's frames agree to one; the shorter counts.
+    """Return the labels, where their number and that of the audio's frames agree to one; the shorter counts.
 
     ValueError where they differ by more: then they are not of this audio.
     """
@@ -68,7 +68,7 @@ def matched(labels: np.ndarray, *, num_frames: int) -> np.ndarray:
     return labels[:num_frames]
 
 
-class Interval(NamedTuple):
+class PhoneInterval(NamedTuple):
     """A phone from `start_s` to `end_s`."""
 
     start_s: float
@@ -76,8 +76,8 @@ class Interval(NamedTuple):
     symbol: str
 
 
-def phones_of_frames(intervals: Iterable[Interval], *, num_frames: int, grid: FrameGrid) -> list[str | None]:
-    """The phone at the middle of each frame's window; None where no interval is."""
+def phones_of_frames(intervals: Iterable[PhoneInterval], *, num_frames: int, grid: FrameGrid) -> list[str | None]:
+    """Return the phone at the middle of each frame's window; None where no interval is."""
     ordered = sorted(intervals)
     starts = np.array([interval.start_s for interval in ordered])
     middles_s = (np.arange(num_frames) * grid.hop_samples + grid.window_samples / 2) / grid.sample_rate_hz

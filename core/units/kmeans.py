@@ -39,7 +39,7 @@ Progress = Callable[[int, float], None]
 
 @section
 class KMeansConfig:
-    """Lloyd's algorithm from k-means++ (Arthur and Vassilvitskii 2007), greedy as in scikit-learn.
+    """Settings of Lloyd's algorithm from k-means++ (Arthur and Vassilvitskii 2007), greedy as in scikit-learn.
 
     The beginning is the best of `num_inits` on `init_frames` frames. Each iteration reads all frames, until the inertia
     falls by less than `tolerance` of itself. With `batch_frames` an iteration is so many random frames instead
@@ -89,7 +89,7 @@ class Codebook:
     """Cluster centers; a frame belongs to the nearest."""
 
     def __init__(self, centers: Tensor) -> None:
-        """centers (N, D), kept in fp32 on their device."""
+        """Keep centers (N, D) in fp32 on their device."""
         self.centers = centers.float().contiguous()
         self._half_squares = self.centers.square().sum(1) / 2  # (N,)
 
@@ -97,12 +97,12 @@ class Codebook:
         return Codebook(self.centers.to(device))
 
     def assign(self, frames: Tensor) -> Tensor:
-        """frames (..., D) -> the number of the nearest center (...), int64."""
+        """Map frames (..., D) to the number of the nearest center (...), int64."""
         return self.nearest(frames.reshape(-1, frames.size(-1)))[0].view(frames.shape[:-1])
 
     @torch.no_grad()
     def nearest(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """frames (M, D) -> the nearest center's number (M,) and squared distance (M,)."""
+        """Map frames (M, D) to the nearest center's number (M,) and squared distance (M,)."""
         numbers, distances = [], []
         for block in frames.float().split(_BLOCK_FRAMES):
             scores = torch.addmm(self._half_squares, block, self.centers.T, alpha=-1)  # |c|^2 / 2 - x c
@@ -113,18 +113,18 @@ class Codebook:
 
     @property
     def hash(self) -> str:
-        """Of the centers, for the card of labels."""
+        """The hash of the centers, for the card of labels."""
         return hashlib.blake2b(self.centers.cpu().numpy().tobytes(), digest_size=16).hexdigest()
 
     def save(self, path: Path, **facts: object) -> None:
-        """As safetensors, with `facts` (features, layer, checkpoint...) as JSON in its metadata."""
+        """Write safetensors, with `facts` (features, layer, checkpoint...) as JSON in the metadata."""
         content = save({"centers": self.centers.cpu()}, metadata={"facts": json.dumps(facts)})
         with appears_whole(path) as file:
             file.write(content)
 
     @classmethod
     def load(cls, path: Path) -> tuple["Codebook", dict[str, object]]:
-        """What `save` wrote: centers and facts. ValueError for another or a damaged file."""
+        """Read what `save` wrote: centers and facts. ValueError for another or a damaged file."""
         try:
             with safe_open(path, framework="pt") as file:
                 return cls(file.get_tensor("centers")), json.loads((file.metadata() or {})["facts"])
@@ -134,7 +134,7 @@ class Codebook:
 
 @dataclass(frozen=True)
 class Fit:
-    """Centers, the sum of squared distances of all frames to them, and the iterations it took."""
+    """The centers, the sum of squared distances of all frames to them, and the iterations it took."""
 
     codebook: Codebook
     inertia: float
@@ -150,15 +150,15 @@ def fit_kmeans(
     """
     if len(source) < config.num_clusters:
         raise ValueError(f"{len(source)} frames cannot make num_clusters={config.num_clusters} clusters; give more")
-    shift, centers = ranks.from_first(_beginning(source, config, seed=seed) if ranks.is_first else None)
+    shift, centers = ranks.from_first(_initial_centers(source, config, seed=seed) if ranks.is_first else None)
     search = _Search(source, config, seed=seed, ranks=ranks, shift=torch.from_numpy(shift).to(ranks.device))
     start = torch.from_numpy(centers).to(ranks.device)
     run = search.lloyd if config.batch_frames is None else search.mini_batches
     return run(start, progress or (lambda iteration, distance: None))
 
 
-def _beginning(source: FrameSource, config: KMeansConfig, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """(mean of the sampled frames, centers around it) in fp32."""
+def _initial_centers(source: FrameSource, config: KMeansConfig, *, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return (mean of the sampled frames, centers around it) in fp32."""
     rng = generator(seed, "kmeans.init")
     num = min(len(source), max(config.init_frames, config.num_clusters))
     sample = source.take(np.sort(rng.choice(len(source), num, replace=False))).astype(np.float32)
@@ -171,7 +171,7 @@ def _beginning(source: FrameSource, config: KMeansConfig, *, seed: int) -> tuple
 
 @dataclass(frozen=True)
 class _Sums:
-    """What an iteration knows of each cluster, over all ranks, in fp64."""
+    """The sums of an iteration for each cluster, over all ranks, in fp64."""
 
     frames: Tensor  # (N, D), the sum of its frames
     counts: Tensor  # (N,)
@@ -180,7 +180,7 @@ class _Sums:
 
 @dataclass(frozen=True)
 class _Search:
-    """Frames are taken relative to `shift`: distances are differences of squares, and small numbers differ exactly."""
+    """A search on frames less `shift`: distances are differences of squares, and small numbers differ exactly."""
 
     source: FrameSource
     config: KMeansConfig
@@ -229,7 +229,7 @@ class _Search:
         return self.config.max_iterations * -(-len(self.source) // self._batch_size())
 
     def _all_frames(self, centers: Tensor) -> _Sums:
-        """Each rank reads every so-manieth chunk."""
+        """Sum over all frames; each rank reads every so-manieth chunk."""
         starts = range(0, len(self.source), CHUNK_FRAMES)[self.ranks.rank :: self.ranks.world_size]
         return self._sums(centers, (self.source.read(start, start + CHUNK_FRAMES) for start in starts))
 
@@ -254,7 +254,7 @@ class _Search:
 
 
 def _means(sums: _Sums, centers: Tensor) -> Tensor:
-    """The mean of each cluster's frames; an empty cluster takes half of the one with the largest inertia."""
+    """Return the mean of each cluster's frames; an empty cluster takes half of the one with the largest inertia."""
     means = (sums.frames / sums.counts.clamp(min=1)[:, None]).float()
     empty = (sums.counts == 0).nonzero().flatten().tolist()
     widest = sums.distances.argsort(descending=True, stable=True).tolist()
@@ -268,22 +268,23 @@ def _means(sums: _Sums, centers: Tensor) -> Tensor:
 
 @torch.no_grad()
 def k_means_plus_plus(frames: Tensor, *, num_clusters: int, num_inits: int, rng: np.random.Generator) -> Tensor:
-    """frames (M, D) fp32 -> centers (N, D): the best of `num_inits` beginnings after a few iterations of Lloyd's."""
+    """Map frames (M, D) fp32 to centers (N, D): the best of `num_inits` beginnings after some of Lloyd's iterations."""
     best, least = None, math.inf
     for _ in range(num_inits):
-        centers = _spread(frames, num_clusters=num_clusters, rng=rng)
+        centers = _draw_seeds(frames, num_clusters=num_clusters, rng=rng)
         inertia = 0.0
         if num_inits > 1:
-            centers, inertia = _polished(frames, centers)
+            centers, inertia = _refined(frames, centers)
         if best is None or inertia < least:
             best, least = centers, inertia
     assert best is not None
     return best
 
 
-def _spread(frames: Tensor, *, num_clusters: int, rng: np.random.Generator) -> Tensor:
-    """Frames chosen one by one, each with a probability as its squared distance from those before; of a few candidates
-    the one that lowers the sum of distances most."""
+def _draw_seeds(frames: Tensor, *, num_clusters: int, rng: np.random.Generator) -> Tensor:
+    """Choose frames one by one, each with a probability as its squared distance from those before; of a few
+    candidates the one that lowers the sum of distances most.
+    """
     num_trials = 2 + int(math.log(num_clusters))
     squares = frames.square().sum(1)  # (M,)
     chosen = [int(rng.integers(len(frames)))]
@@ -300,13 +301,13 @@ def _spread(frames: Tensor, *, num_clusters: int, rng: np.random.Generator) -> T
 
 
 def _distances(frames: Tensor, squares: Tensor, rows: list[int]) -> Tensor:
-    """Squared distances (len(rows), M) of all frames from some of them."""
+    """Return squared distances (len(rows), M) of all frames from some of them."""
     distances = torch.addmm(squares, frames[rows], frames.T, alpha=-2)
     return distances.add_(squares[rows][:, None]).clamp_(min=0)
 
 
-def _polished(frames: Tensor, centers: Tensor) -> tuple[Tensor, float]:
-    """Centers after a few iterations, and the inertia before the last; empty clusters stay where they are."""
+def _refined(frames: Tensor, centers: Tensor) -> tuple[Tensor, float]:
+    """Return centers after a few iterations, and the inertia before the last; empty clusters stay where they are."""
     inertia = math.inf
     squares = frames.square().sum(1)
     for _ in range(_POLISH_ITERATIONS):

@@ -30,7 +30,7 @@ _LEADING_ID = re.compile(rb'\{"id": ?"([ !#-\[\]-~]*)"')  # plain ASCII, nothing
 
 @dataclass(frozen=True, kw_only=True)
 class LabelCard:
-    """What labels are. `layer`, `checkpoint`: None for labels of MFCC. `manifest`: see `manifest_print`."""
+    """The facts about labels. `layer`, `checkpoint`: None for MFCC. `manifest`: see `manifest_fingerprint`."""
 
     features: str  # "mfcc:torchaudio", "mfcc:kaldi", "hubert", "hubert:smooth5"
     layer: int | None
@@ -45,12 +45,12 @@ class LabelCard:
             raise ValueError(f"num_clusters={self.num_clusters} must be between 1 and {_LARGEST + 1}: labels are int16")
 
     def check(self, where: Path, **expected: Any) -> None:
-        """ValueError naming every fact that is not as expected."""
+        """Raise ValueError naming every fact that is not as expected."""
         own = asdict(self)
         wrong = [
             f"{key}={own[key]!r} instead of {value!r}"
             for key, value in expected.items()
-            if not (is_print_of(own[key], value) if key == "manifest" else own[key] == value)
+            if not (is_fingerprint_of(own[key], value) if key == "manifest" else own[key] == value)
         ]
         if wrong:
             raise ValueError(f"{where}: these labels are others than the config asks for: {', '.join(wrong)}")
@@ -67,7 +67,7 @@ class LabelStore:
     def open(cls, directory: Path, **expected: Any) -> "LabelStore":
         """Map the labels; ValueError where they are missing or damaged, or contradict `expected` (fields of the card).
 
-        LabelStore.open(directory, num_clusters=100, manifest=manifest_print(index))
+        LabelStore.open(directory, num_clusters=100, manifest=manifest_fingerprint(index))
         """
         if not (directory / CARD).is_file():
             raise ValueError(f"{directory}: no labels ({CARD} is missing); make them with the recipe's prepare")
@@ -90,7 +90,7 @@ class LabelStore:
         return self._labels[self._offsets[row] : self._offsets[row + 1]]
 
     def counts(self) -> np.ndarray:
-        """How often each cluster occurs, (N,) int64, read in blocks."""
+        """Return how often each cluster occurs, (N,) int64, read in blocks."""
         total = np.zeros(self.card.num_clusters, np.int64)
         for start in range(0, len(self._labels), 1 << 24):
             total += np.bincount(self._labels[start : start + (1 << 24)], minlength=len(total))
@@ -100,8 +100,8 @@ class LabelStore:
         return LabelStore.open, (self.directory,)  # another process maps the files itself
 
 
-def manifest_print(index: ManifestIndex) -> str:
-    """Hashes of the lengths and of the ids of a manifest's cuts, in order, by which labels know whose they are."""
+def manifest_fingerprint(index: ManifestIndex) -> str:
+    """Hash the lengths and the ids of a manifest's cuts, in order, by which labels know whose they are."""
     lengths, ids = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
     for start in range(0, len(index), 1 << 20):
         lengths.update(np.ascontiguousarray(index.durations_s[start : start + (1 << 20)]).tobytes())
@@ -113,8 +113,8 @@ def manifest_print(index: ManifestIndex) -> str:
     return f"{lengths.hexdigest()}-{ids.hexdigest()}"
 
 
-def is_print_of(known: str, wanted: str) -> bool:
-    """Whether labels with the print `known` are those of a manifest; prints of before there were ids have none."""
+def is_fingerprint_of(known: str, wanted: str) -> bool:
+    """Return whether labels with `known` are those of a manifest; fingerprints from before there were ids have none."""
     return known in (wanted, wanted.partition("-")[0])
 
 
@@ -123,7 +123,7 @@ def _header(dtype: str, length: int) -> dict[str, object]:
 
 
 def shard_rows(num_rows: int, *, shard: int, num_shards: int) -> range:
-    """Rows of shard 0 ... num_shards - 1, as the predecessor cuts them: round(n r / R) to round(n (r + 1) / R)."""
+    """Return rows of shard 0 ... num_shards - 1, as the predecessor: round(n r / R) to round(n (r + 1) / R)."""
     return range(round(num_rows / num_shards * shard), round(num_rows / num_shards * (shard + 1)))
 
 
@@ -137,7 +137,7 @@ class LabelShards:
     def begin(self) -> None:
         """Make the folder, or go on with what is in it. ValueError where that are shards of other labels.
 
-        By one process alone, as `merge` and `remove`.
+        Only one process may call it, like `merge` and `remove`.
         """
         plan = {**asdict(self.card), "num_rows": self.num_rows, "num_shards": self.num_shards}
         folder = self.directory / SHARDS
@@ -149,7 +149,7 @@ class LabelShards:
             write_json(folder / CARD, plan)
 
     def missing(self) -> list[int]:
-        """Shards that are not there, or not whole."""
+        """Return the shards that are not there, or not whole."""
         return [shard for shard in range(self.num_shards) if not self.is_whole(shard)]
 
     def is_whole(self, shard: int) -> bool:
@@ -159,8 +159,9 @@ class LabelShards:
         return shard_rows(self.num_rows, shard=shard, num_shards=self.num_shards)
 
     def write(self, shard: int, labels: Iterable[np.ndarray]) -> None:
-        """The labels of `rows(shard)`, in their order, an empty array for a cut without. ValueError where they differ
-        in number or range. Nobody else may be writing this shard."""
+        """Write the labels of `rows(shard)`, in their order, an empty array for a cut without. ValueError where they
+        differ in number or range. Nobody else may be writing this shard.
+        """
         remove_unfinished(self._path(shard))
         parts = [np.asarray(one) for one in labels]
         if len(parts) != len(self.rows(shard)):
@@ -174,7 +175,7 @@ class LabelShards:
             file.write(buffer.getbuffer())
 
     def merge(self) -> LabelStore:
-        """All shards as one store, a shard in memory at a time; then they are deleted.
+        """Join all shards in one store, a shard in memory at a time; then they are deleted.
 
         ValueError while some are missing.
         """
@@ -216,7 +217,7 @@ class LabelShards:
         return found
 
     def _read(self, shard: int) -> dict[str, np.ndarray] | None:
-        """None where the file is missing, cut short or damaged: the archive's checksums tell."""
+        """Read a shard; None where it is missing, cut short or damaged: the archive's checksums tell."""
         try:
             with np.load(self._path(shard), allow_pickle=False) as archive:
                 found = {"labels": archive["labels"], "lengths": archive["lengths"]}
@@ -227,7 +228,6 @@ class LabelShards:
 
 
 def write_store(directory: Path, card: LabelCard, labels: Sequence[np.ndarray]) -> LabelStore:
-    """A store of labels that are at hand."""
     shards = LabelShards(directory, card, num_rows=len(labels), num_shards=1)
     shards.begin()
     shards.write(0, labels)

@@ -37,8 +37,8 @@ from core.units.label_store import (
     LabelCard,
     LabelShards,
     LabelStore,
-    is_print_of,
-    manifest_print,
+    is_fingerprint_of,
+    manifest_fingerprint,
     shard_rows,
 )
 
@@ -49,10 +49,11 @@ CODEBOOK, FEATURES, LABELS, CLAIMS = "codebook.safetensors", "features", "labels
 
 @section
 class LabellingConfig:
-    """How labels are made. `fit_share`: of the training clips, whose frames k-means sees. `shard_hours`: of speech in
+    """Settings of labelling. `fit_share`: of the training clips, whose frames k-means sees. `shard_hours`: of speech in
     a shard; a stop takes effect at its end, and a kill loses one for each rank. `num_shards`: of each manifest, to have
     so many instead. `batch_s`: padded audio in a forward. `run`: work on the labels of another run (its name under
-    `runs/` or its directory), so that several jobs share them, each with another number `helper`."""
+    `runs/` or its directory), so that several jobs share them, each with another number `helper`.
+    """
 
     kmeans: KMeansConfig
     fit_share: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -63,18 +64,18 @@ class LabellingConfig:
     helper: Annotated[int, Field(ge=0)] = 0
 
     def directory(self, own: Path) -> Path:
-        """Where the run with the directory `own` makes labels."""
+        """Return where the run with the directory `own` makes labels."""
         return own if self.run is None else runs_root() / self.run
 
     def shards(self, index: ManifestIndex, *, share: float = 1.0) -> int:
-        """Into how many parts a manifest, or a share of its clips, is cut."""
+        """Return into how many parts a manifest, or a share of its clips, is cut."""
         hours = share * float(index.durations_s.sum(dtype=np.float64)) / 3600
         return self.num_shards or max(1, math.ceil(hours / self.shard_hours))
 
 
 @dataclass(frozen=True)
 class Labelling:
-    """Labels of the manifests `indexes`; those in `fit_on` are what k-means sees."""
+    """The work on labels of the manifests `indexes`; those in `fit_on` are what k-means sees."""
 
     config: LabellingConfig
     features: FrameFeatures
@@ -95,7 +96,7 @@ class Labelling:
         prints, wanted = known.get("manifests"), facts["manifests"]
         if isinstance(prints, dict) and prints.keys() == wanted.keys():
             known["manifests"] = {
-                name: wanted[name] if is_print_of(one, wanted[name]) else one for name, one in prints.items()
+                name: wanted[name] if is_fingerprint_of(one, wanted[name]) else one for name, one in prints.items()
             }
         if known != facts:
             changes = [f"{key}: {known.get(key)} -> {value}" for key, value in facts.items() if known.get(key) != value]
@@ -103,12 +104,12 @@ class Labelling:
         return codebook.to(self.ranks.device)
 
     def labels(self, codebook: Codebook) -> bool:
-        """Label every manifest; False when stopped."""
+        """Label every manifest; return False when stopped."""
         return all(self._label(name, index, codebook) for name, index in self.indexes.items())
 
     @property
     def num_made(self) -> int:
-        """Shards of features and of labels that the ranks of this job made."""
+        """The number of shards of features and of labels that the ranks of this job made."""
         return self._work.num_made
 
     def card(self, index: ManifestIndex, codebook: Codebook) -> LabelCard:
@@ -119,7 +120,7 @@ class Labelling:
             rate_hz=self.features.rate_hz,
             codebook=codebook.hash,
             checkpoint=self.features.checkpoint,
-            manifest=manifest_print(index),
+            manifest=manifest_fingerprint(index),
         )
 
     @cached_property
@@ -138,11 +139,11 @@ class Labelling:
             "seed": self.seed,
             "fit_share": self.config.fit_share,
             "kmeans": asdict(self.config.kmeans),
-            "manifests": {name: manifest_print(self.indexes[name]) for name in self.fit_on},
+            "manifests": {name: manifest_fingerprint(self.indexes[name]) for name in self.fit_on},
         }
 
     def _fit(self, path: Path, facts: Mapping[str, Any]) -> bool:
-        """See that there is a codebook, and no features any more; False when stopped."""
+        """Make sure that there is a codebook, and no features any more; return False when stopped."""
         folder = self.directory / FEATURES
         num_shards = [self.config.shards(self.indexes[name], share=self.config.fit_share) for name in self.fit_on]
         pieces = [
@@ -183,7 +184,7 @@ class Labelling:
         )
 
     def _features_of(self, place: int, *, shard: int, num_shards: int) -> Piece:
-        """A shard of the chosen clips of manifest `place`."""
+        """Return the work on a shard of the chosen clips of manifest `place`."""
         name, index = self.fit_on[place], self.indexes[self.fit_on[place]]
         path = self.directory / FEATURES / f"{name}-{shard:05d}-of-{num_shards:05d}.npy"
 
@@ -238,7 +239,7 @@ class Labelling:
         )
 
     def _on_first(self, work: Callable[[], object]) -> None:
-        """`work` on rank 0; its error is raised on all ranks."""
+        """Do `work` on rank 0; its error is raised on all ranks."""
         problem: Exception | None = None
         if self.ranks.is_first:
             try:

@@ -5,7 +5,7 @@ all draws of the batch. So a batch is the same in any worker, on any number of r
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -16,11 +16,13 @@ from pydantic import Field
 from torch import Tensor
 
 from core.config.schema import section
+from core.data.batch import TensorFields
 from core.data.index import ManifestIndex
 from core.data.reading import BadSample, read_cut
+from core.samplers.budget import ROUNDING, Shapes
 from core.samplers.plan import Draw
-from core.samplers.rules import ROUNDING, Shapes
 from core.seeding import generator
+from core.speech.audio import zero_mean_unit_variance
 from core.speech.channel import Channel
 from core.speech.masking import MaskConfig, span_mask
 from core.units.frame_labels import Crop, FrameGrid, at_grid, matched
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 @section
 class CropConfig:
-    """How clips become rows of a batch.
+    """The way from clips to rows of a batch.
 
     A clip longer than `max_s` gives a random part of it, in every epoch another. `fit`: shorter clips are padded to the
     longest of the batch (or to a shape of `plan.static_shapes`), or all cropped to the shortest (as torchaudio and
@@ -45,8 +47,8 @@ class CropConfig:
 
 
 @dataclass(frozen=True)
-class MaskedBatch:
-    """What one forward sees. `num_targets`: masked frames. `dropped_layers`: see core/data/layer_drop.py.
+class MaskedBatch(TensorFields):
+    """The input of one forward. `num_targets`: masked frames. `dropped_layers`: see core/data/layer_drop.py.
 
     Of the B rows the first R are clips, the others fill a static shape: silence of no frames, which changes nothing.
     An empty micro-batch is one silent row without masked frames, or a static shape of such rows.
@@ -59,25 +61,16 @@ class MaskedBatch:
     masked_frames: Tensor  # (R, K) int64, ascending
     sample_ids: list[str]
     num_targets: int
-    audio_s: float
-    padded_audio_s: float
+    length: float
+    padded_length: float
     bad: list[BadSample] = field(default_factory=list)
+    unit: str = "s"
     dropped_layers: tuple[int, ...] = ()
 
     @property
     def targets(self) -> Tensor:
         """The labels of the masked frames (R, K)."""
         return self.labels.gather(1, self.masked_frames)
-
-    def to(self, device: torch.device) -> "MaskedBatch":
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
-
-    def pin_memory(self) -> "MaskedBatch":
-        """Called by the loader where batches go to a GPU."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
-
-
-_TENSORS = ("audio", "num_samples", "labels", "num_frames", "masked_frames")
 
 
 @dataclass(frozen=True)
@@ -107,7 +100,7 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
     segment: int = 0  # of the plan: the epochs of each begin at 0
 
     def __post_init__(self) -> None:
-        """ValueError for labels of another number of cuts, or at a rate that does not fall on the grid."""
+        """Raise ValueError for labels of another number of cuts, or at a rate that does not fall on the grid."""
         for index, store in zip(self.indexes, self.labels, strict=True):
             at_grid(np.zeros(0), labels_hz=store.card.rate_hz, grid=self.grid)
             if len(index) != len(store):
@@ -138,7 +131,7 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
         return self._collate(rows, bad, rng)
 
     def _row(self, cut: "MonoCut", labels: np.ndarray, *, length: int, most: int, rng: np.random.Generator) -> _Row:
-        """A part of a cut of `length` samples with the labels of its frames; BadSample where there is none."""
+        """Return a part of a cut of `length` samples with its frames' labels. BadSample where there is none."""
         if len(labels) == 0:
             raise BadSample(cut.id, "no labels: it could not be read when they were made", "")
         try:
@@ -154,11 +147,11 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
         if self.channel is not None:
             samples = self.channel(samples, rng=rng)
         if self.crop.normalize:
-            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-5)
+            samples = zero_mean_unit_variance(samples, epsilon=1e-5)
         return _Row(cut.id, samples, labels[place.first_frame : place.first_frame + num_frames])
 
     def _read(self, cut: "MonoCut", place: Crop, *, length: int) -> np.ndarray:
-        """Only the crop is decoded where the file has the grid's rate; else all of it, as resampling looks around."""
+        """Decode only the crop where the file has the grid's rate; else all of it, as resampling looks around."""
         rate_hz = self.grid.sample_rate_hz
         if cut.sampling_rate == rate_hz and place.num_samples < length:
             offset_s, duration_s = place.start_samples / rate_hz, place.num_samples / rate_hz
@@ -189,16 +182,16 @@ class MaskedSpeech(torch.utils.data.Dataset[MaskedBatch]):
             masked_frames=torch.from_numpy(masked),
             sample_ids=[row.sample_id for row in rows],
             num_targets=masked.size,
-            audio_s=sum(len(row.samples) for row in rows) / rate_hz,
-            padded_audio_s=audio.size / rate_hz if rows else 0.0,
+            length=sum(len(row.samples) for row in rows) / rate_hz,
+            padded_length=audio.size / rate_hz if rows else 0.0,
             bad=bad,
         )
 
     def _shape(self, num_frames: np.ndarray) -> tuple[int, int]:
-        """Rows and frames of the batch of clips with so many frames (R,)."""
+        """Return rows and frames of the batch of clips with so many frames (R,)."""
         if self.shapes is None:
             return max(1, len(num_frames)), int(num_frames.max(initial=self.mask.length))
-        num_samples = self.shapes.upper_s * ROUNDING * self.grid.sample_rate_hz
+        num_samples = self.shapes.upper * ROUNDING * self.grid.sample_rate_hz
         lengths = [self.grid.num_frames(int(most)) for most in num_samples]
         number = int(np.searchsorted(lengths, num_frames.max(initial=0)))
         num_rows = int(self.shapes.num_rows[number])

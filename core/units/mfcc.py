@@ -23,7 +23,7 @@ _PREEMPHASIS, _LIFTER = 0.97, 22.0
 
 
 class Mfcc(nn.Module):
-    """`features, num_frames = mfcc(audio, num_samples)`: what follows an utterance in its row changes nothing.
+    """A module that computes features and frames: what follows an utterance in its row changes nothing.
 
     Frames of 25 ms every 10 ms that fit in the utterance, 1 + (S - 400) // 160, none of fewer than 400 samples. No
     parameters, no buffers, always in fp32.
@@ -37,7 +37,7 @@ class Mfcc(nn.Module):
 
     @torch.no_grad()
     def forward(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        """audio (B, S), num_samples (B,) -> features (B, T, 39), zero after the valid frames; (B,) frames."""
+        """Map audio (B, S), num_samples (B,) to features (B, T, 39), zero after the valid frames, and frames (B,)."""
         with torch.autocast(audio.device.type, enabled=False):
             if self.convention == "torchaudio":
                 cepstra, counts = self._of_decibels(audio, num_samples)
@@ -57,7 +57,7 @@ class Mfcc(nn.Module):
 
 
 def differences(x: Tensor, num_frames: Tensor) -> Tensor:
-    """The slope of a line through 5 frames, sum_n n (x[t + n] - x[t - n]) / 10, n = 1, 2; the ends are repeated.
+    """Return the slope of a line through 5 frames, sum_n n (x[t + n] - x[t - n]) / 10, n = 1, 2; ends are repeated.
 
     x (B, T, D), num_frames (B,) -> (B, T, D); behind the valid frames it holds no meaning.
     """
@@ -72,7 +72,7 @@ def differences(x: Tensor, num_frames: Tensor) -> Tensor:
 
 
 def _cosines(num_bands: int) -> Tensor:
-    """The first 13 rows of the orthonormal DCT-II, transposed: (F, 13)."""
+    """Return the first 13 rows of the orthonormal DCT-II, transposed: (F, 13)."""
     bands = torch.arange(num_bands, dtype=torch.float64) + 0.5
     orders = torch.arange(NUM_CEPSTRA, dtype=torch.float64)
     matrix = math.sqrt(2 / num_bands) * torch.cos(math.pi / num_bands * bands[:, None] * orders)
@@ -81,7 +81,7 @@ def _cosines(num_bands: int) -> Tensor:
 
 
 def _kaldi_cepstra(audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-    """compute-mfcc-feats without dither and energy, of samples as they are: cepstra (B, T, 13), counts (B,)."""
+    """Compute compute-mfcc-feats without dither and energy, of samples as they are: (B, T, 13), counts (B,)."""
     counts = ((num_samples - WINDOW_SAMPLES) // HOP_SAMPLES + 1) * (num_samples >= WINDOW_SAMPLES)
     audio = F.pad(audio.float(), (0, max(0, WINDOW_SAMPLES - audio.size(1))))
     frames = audio.unfold(-1, WINDOW_SAMPLES, HOP_SAMPLES)  # (B, T, W)
@@ -97,7 +97,7 @@ def _kaldi_cepstra(audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _kaldi_filters() -> Tensor:
-    """Triangles (257, 23) that are straight on the mel scale 1127 ln(1 + hz / 700), from 20 Hz to half the rate."""
+    """Return triangles (257, 23), straight on the mel scale 1127 ln(1 + hz / 700), from 20 Hz to half the rate."""
 
     def mel(hz: Tensor) -> Tensor:
         return 1127 * torch.log(1 + hz / 700)

@@ -22,10 +22,9 @@ from core.data.index import ManifestIndex
 from core.data.reading import BadSample
 from core.distributed import Ranks
 from core.seeding import generator
-from core.units.cluster_report import ClusterReport, Labels, Phones, cluster_report, pnmi_gain
-from core.units.cluster_report import Interval as Estimate
+from core.units.cluster_report import ClusterReport, Estimate, Labels, Phones, cluster_report, pnmi_gain
 from core.units.frame_features import FrameFeatures, extract
-from core.units.frame_labels import FrameGrid, Interval, at_grid, phones_of_frames
+from core.units.frame_labels import FrameGrid, PhoneInterval, at_grid, phones_of_frames
 from core.units.kmeans import Codebook, FrameArray, KMeansConfig, fit_kmeans
 
 logger = logging.getLogger(__name__)
@@ -35,7 +34,8 @@ logger = logging.getLogger(__name__)
 class QualityConfig:
     """The comparison at the end of a training. `manifest`: held-out speech; with alignments ("phone" of a supervision)
     PNMI and purity are known. `layers`: of the trained model. k-means of `num_clusters` sees `fit_s` of the speech
-    of `fit` (a manifest), whose features must fit in memory."""
+    of `fit` (a manifest), whose features must fit in memory.
+    """
 
     manifest: str
     fit: str
@@ -47,7 +47,7 @@ class QualityConfig:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out utterances and the phones of their frames."""
+    """The held-out utterances and the phones of their frames."""
 
     config: QualityConfig
     index: ManifestIndex
@@ -62,7 +62,7 @@ class HeldOut:
         for row in range(len(index)):
             cut = index.read(row)
             intervals = [
-                Interval(item.start, item.end, item.symbol)
+                PhoneInterval(item.start, item.end, item.symbol)
                 for supervision in cut.supervisions
                 for item in (supervision.alignment or {}).get("phone", [])
             ]
@@ -72,7 +72,7 @@ class HeldOut:
         return cls(config, index, phones if is_aligned else None, grid, seed)
 
     def units(self, features: FrameFeatures, *, ranks: Ranks) -> Labels:
-        """The cluster of each held-out frame; all ranks call it and get the same."""
+        """Return the cluster of each held-out frame; all ranks call it and get the same."""
         index = ManifestIndex.open(Path(self.config.fit))
         rows = _some(index, fit_s=self.config.fit_s, seed=self.seed)
         step = round(features.rate_hz / self.grid.rate_hz)
@@ -82,7 +82,7 @@ class HeldOut:
         return self.labels(features, fit.codebook.to(ranks.device), ranks=ranks)
 
     def labels(self, features: FrameFeatures, codebook: Codebook, *, ranks: Ranks) -> Labels:
-        """The cluster of each held-out frame by a codebook that is at hand; of a clip that cannot be read, none."""
+        """Return the cluster of each held-out frame by a given codebook; of a clip that cannot be read, none."""
         rows = range(len(self.index))
         found = self._extract(features, self.index, rows, ranks=ranks)
         by_row = {row: codebook.assign(one).cpu().numpy() for row, one in found}
@@ -94,13 +94,13 @@ class HeldOut:
         return cluster_report(labels, phones, num_clusters=num_clusters, seed=self.seed)
 
     def gain(self, better: Labels, worse: Labels) -> Estimate:
-        """PNMI of one labelling less that of another, over the same resampled utterances."""
+        """Return PNMI of one labelling less that of another, over the same resampled utterances."""
         (better, phones), (worse, _) = self.matched(better), self.matched(worse)
         assert phones is not None
         return pnmi_gain(better, worse, phones, seed=self.seed)
 
     def matched(self, labels: Labels) -> tuple[Labels, Phones | None]:
-        """Labels and phones of the frames that have both: audio may be a frame shorter than its manifest says."""
+        """Return labels and phones of frames that have both: audio may be a frame shorter than its manifest says."""
         if self.phones is None:
             return labels, None
         lengths = [min(len(one), len(other)) for one, other in zip(labels, self.phones, strict=True)]
@@ -116,7 +116,7 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A report of each kind of features, and what PNMI each gains over each rival, where there are phones."""
+    """The report of each kind of features, and what PNMI each gains over each rival, where there are phones."""
 
     reports: Mapping[str, ClusterReport]
     gains: Mapping[tuple[str, str], Estimate]
@@ -128,7 +128,7 @@ class Comparison:
         )
 
     def scores(self) -> dict[str, float]:
-        """Flat names to numbers, as scores.json has them."""
+        """Return flat names to numbers, as scores.json has them."""
         found: dict[str, float] = {}
         for name, report in self.reports.items():
             found |= report.scores(f"{name}/")
@@ -145,7 +145,7 @@ def compare(
     rivals: Sequence[str],
     ranks: Ranks,
 ) -> Comparison:
-    """Of the features called `rivals` every other must beat each."""
+    """Compare features; those called `rivals` are what every other must beat."""
     num_clusters = held_out.config.num_clusters
     labels = {name: held_out.units(one, ranks=ranks) for name, one in features.items()}
     reports = {name: held_out.report(one, num_clusters=num_clusters) for name, one in labels.items()}
@@ -161,7 +161,7 @@ def _say_bad(bad: BadSample) -> None:
 
 
 def _some(index: ManifestIndex, *, fit_s: float, seed: int) -> list[int]:
-    """Clips in a random order, the first, and as many more as have not more than `fit_s` together."""
+    """Choose clips in a random order: the first, and as many more as have not more than `fit_s` together."""
     order = generator(seed, "quality.fit").permutation(len(index))
     total_s = np.cumsum(index.durations_s[order], dtype=np.float64)
     return order[: max(1, int(np.searchsorted(total_s, fit_s, side="right")))].tolist()

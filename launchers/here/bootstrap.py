@@ -41,7 +41,7 @@ CONSTRAINTS = ROOT / "constraints.txt"
 
 
 def is_ready() -> bool:
-    """The same test as in bootstrap.sh."""
+    """Tell whether `.venv` is complete, by the same test as in bootstrap.sh."""
     return os.access(PYTHON, os.X_OK) and STAMP.is_file() and STAMP.read_bytes() == CONSTRAINTS.read_bytes()
 
 
@@ -77,7 +77,7 @@ def prepare() -> None:
 
 @contextlib.contextmanager
 def locked() -> Iterator[int]:
-    """One start at a time. The lock is handed on to pip, so it holds until an orphaned pip has ended, too."""
+    """Let one start at a time go on. The lock is handed to pip, so it holds until an orphaned pip has ended, too."""
     try:
         descriptor = os.open(LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
@@ -100,12 +100,12 @@ def locked() -> Iterator[int]:
 
 
 def is_foreign() -> bool:
-    """Whether there is a `.venv` that this program did not make."""
+    """Tell whether there is a `.venv` that this program did not make."""
     return VENV.exists() and not MADE_BY_US.exists() and any(VENV.iterdir())
 
 
 def wants_cpu_build() -> bool:
-    """BATON_TORCH=cpu or cuda decides; else a GPU here or on the cluster asks for the default build."""
+    """Tell whether to take the CPU build of torch: as BATON_TORCH=cpu or cuda says, else where no GPU is to be seen."""
     build = os.environ.get("BATON_TORCH", "")
     if build not in ("", "cpu", "cuda"):
         raise BootstrapError(f"BATON_TORCH={build}: expected cpu or cuda")
@@ -115,7 +115,7 @@ def wants_cpu_build() -> bool:
 
 
 def make_venv() -> None:
-    """A virtual environment with pip; a broken one of ours is made anew."""
+    """Make a virtual environment with pip; a broken one of ours is made anew."""
     pips = list(VENV.glob("lib/*/site-packages/pip-*.dist-info"))
     if MADE_BY_US.exists() and _works(PYTHON) and pips and all(map(_is_complete, pips)):
         return
@@ -130,7 +130,7 @@ def make_venv() -> None:
 
 
 def _works(python: Path) -> bool:
-    """Whether this venv has a supported Python of the version that made it, and pip."""
+    """Tell whether this venv has a supported Python of the version that made it, and pip."""
     try:
         answer = subprocess.run(
             [python, "-c", "import sys, pip; print(sys.version_info[:2])"], capture_output=True, text=True
@@ -141,7 +141,7 @@ def _works(python: Path) -> bool:
 
 
 def is_other_build(*, on_cpu: bool) -> bool:
-    """Whether an earlier start installed the build of torch that is not wanted now; its libraries must go, too."""
+    """Tell whether an earlier start installed the build of torch that is not wanted now; its libraries must go, too."""
     found = [info.name for info in VENV.glob("lib/*/site-packages/torch-*.dist-info")]
     if not on_cpu:
         return any("+cpu" in name for name in found)
@@ -157,7 +157,7 @@ def repair() -> None:
 
 
 def _is_complete(info: Path) -> bool:
-    """Whether every file that a package's RECORD lists is there with the size it should have."""
+    """Tell whether every file that a package's RECORD lists is there with the size it should have."""
     record = info / "RECORD"
     if not record.is_file():
         return False
@@ -174,7 +174,7 @@ def _is_complete(info: Path) -> bool:
 
 
 def install_packages(*, lock: int, on_cpu: bool) -> None:
-    """The exact set of constraints.txt in three steps, of which each has its reason.
+    """Install the exact set of constraints.txt in three steps, of which each has its reason.
 
     torch goes first: any package that needs torch would otherwise pull the newest CUDA build. torchaudio goes last
     and without dependencies; beside a CPU torch its libraries fail to load (and then break transformers), while
@@ -199,7 +199,7 @@ def install_packages(*, lock: int, on_cpu: bool) -> None:
 
 
 def pins() -> tuple[str, str, list[str]]:
-    """constraints.txt as (torch, torchaudio, all others)."""
+    """Read constraints.txt as (torch, torchaudio, all others)."""
     lines = [line for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
     torch = next(line for line in lines if line.startswith("torch=="))
     torchaudio = next(line for line in lines if line.startswith("torchaudio=="))
@@ -207,7 +207,7 @@ def pins() -> tuple[str, str, list[str]]:
 
 
 def offers_cpu_build() -> bool:
-    """Whether pip would take a `+cpu` build. Only Linux on x86-64 has a CUDA build as its default."""
+    """Tell whether pip would take a `+cpu` build. Only Linux on x86-64 has a CUDA build as its default."""
     if os.environ.get("BATON_TORCH_INDEX") or sys.platform != "linux" or os.uname().machine != "x86_64":
         return True
     options = ["--quiet", "--dry-run", "--ignore-installed", "--no-deps", "--report", "-"]

@@ -44,6 +44,11 @@ if gpus:
     assert all(int(one) == len(gpus) for one in ones), ones
     print(".".join(map(str, torch.cuda.nccl.version())))
 """
+_NUMERICS = """
+import json, torch
+from core.numerics import all_kernels, faults
+print(json.dumps(faults(all_kernels(), dtypes=[torch.float32, torch.bfloat16], device="cpu")))
+"""
 _RANK = """
 import os
 from core.distributed import joined
@@ -53,8 +58,8 @@ os._exit(0)  # gloo threads may abort an ordinary interpreter exit
 """
 
 
-class Finding(NamedTuple):
-    """One line, and what to do where it is not ok."""
+class CheckResult(NamedTuple):
+    """One line of `./run.sh check`, and what to do where it is not ok."""
 
     state: Literal["ok", "warn", "fail"]
     what: str
@@ -62,7 +67,7 @@ class Finding(NamedTuple):
     advice: str = ""
 
     def lines(self) -> list[str]:
-        """At most 80 columns wide."""
+        """Return its lines, at most 80 columns wide."""
         head = f"{self.state:5} {self.what:19} "
         indent = " " * len(head)
         lines = textwrap.wrap(head + self.words, WIDTH, subsequent_indent=indent)
@@ -70,8 +75,8 @@ class Finding(NamedTuple):
 
 
 def main() -> int:
-    checks = (python, packages, memory, devices, decoding, ranks, disk, slurm)
-    found: list[Finding] = []
+    checks = (python, packages, memory, devices, numerics, decoding, ranks, disk, slurm)
+    found: list[CheckResult] = []
     with ThreadPoolExecutor(len(checks)) as pool:  # most of them wait for a process
         for findings in pool.map(lambda check: check(), checks):
             found += findings
@@ -86,75 +91,87 @@ def main() -> int:
     return int(num_failures > 0)
 
 
-def python() -> list[Finding]:
+def python() -> list[CheckResult]:
     words = f"{sys.version.split()[0]} in {sys.prefix}"
     if sys.version_info[:2] in SUPPORTED_PYTHONS:
-        return [Finding("ok", "python", words)]
-    return [Finding("fail", "python", words, "use Python 3.11 or 3.12; BATON_PYTHON=/path/to/python3.12 names one")]
+        return [CheckResult("ok", "python", words)]
+    return [CheckResult("fail", "python", words, "use Python 3.11 or 3.12; BATON_PYTHON=/path/to/python3.12 names one")]
 
 
-def packages() -> list[Finding]:
-    """Each package that a run needs with its version and range; of the test tools only what is wrong."""
+def packages() -> list[CheckResult]:
+    """Check each package that a run needs, its version and range; of the test tools only what is wrong is told."""
     needed, found = requirements(), []
     for requirement in needed:
         version = _version(requirement)
         is_well = version is not None and requirement.accepts(version)
         words = f"{version or 'missing':14} {requirement.range}"
         advice = "" if is_well else f"{_pip()} install -c constraints.txt {requirement.name}"
-        found.append(Finding("ok" if is_well else "fail", requirement.name, words, advice))
+        found.append(CheckResult("ok" if is_well else "fail", requirement.name, words, advice))
     tools = [requirement for requirement in requirements("dev") if requirement not in needed]
     lacking = [one.name for one in tools if (version := _version(one)) is None or not one.accepts(version)]
     if not lacking:
-        return [*found, Finding("ok", "test tools", f"all {len(tools)}, in their ranges")]
+        return [*found, CheckResult("ok", "test tools", f"all {len(tools)}, in their ranges")]
     words = f"missing or out of range: {', '.join(lacking)}"
     advice = "only ./test.sh needs them; it makes itself an environment with them"
-    return [*found, Finding("warn", "test tools", words, advice)]
+    return [*found, CheckResult("warn", "test tools", words, advice)]
 
 
-def memory() -> list[Finding]:
+def memory() -> list[CheckResult]:
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     words = f"{num_cores()} cores, {gib:.0f} GiB memory"
     if gib >= LEAST_MEMORY_GIB:
-        return [Finding("ok", "cpu", words)]
+        return [CheckResult("ok", "cpu", words)]
     advice = f"the demo wants {LEAST_MEMORY_GIB:.0f} GiB: end other programs while it runs"
-    return [Finding("warn", "cpu", words, advice)]
+    return [CheckResult("warn", "cpu", words, advice)]
 
 
-def devices() -> list[Finding]:
-    """GPUs as torch sees them, and a sum over all of them by NCCL."""
+def devices() -> list[CheckResult]:
+    """Check the GPUs as torch sees them, and a sum over all of them by NCCL."""
     answer = _run(_DEVICES)
     first, *rest = answer.stdout.splitlines() or [""]
     if not first:
-        return [Finding("fail", "gpu", _last_line(answer), _reinstall("torch"))]
+        return [CheckResult("fail", "gpu", _last_line(answer), _reinstall("torch"))]
     facts = json.loads(first)
     build = f"torch {facts['torch']}, {'CUDA ' + facts['cuda'] if facts['cuda'] else 'a build without CUDA'}"
     num_seen, num_there = len(facts["gpus"]), len(visible_gpus())
     if not num_there and not num_seen:
         advice = "enough for the demo and the tests; train the rest on a node with NVIDIA GPUs"
-        return [Finding("warn", "gpu", f"none here; {build}", advice)]
+        return [CheckResult("warn", "gpu", f"none here; {build}", advice)]
     if not num_seen:
         advice = "see nvidia-smi: the driver may be older than this CUDA wants"
         if not facts["cuda"]:
             advice = "BATON_TORCH=cuda makes .venv with CUDA: rm -rf .venv, and type this again"
-        return [Finding("fail", "gpu", f"{num_there} here, torch sees none; {build}", advice)]
-    gpu = Finding("ok", "gpu", f"{num_seen} x {facts['gpus'][0]}; {build}")
+        return [CheckResult("fail", "gpu", f"{num_there} here, torch sees none; {build}", advice)]
+    gpu = CheckResult("ok", "gpu", f"{num_seen} x {facts['gpus'][0]}; {build}")
     if answer.returncode == 0:
-        return [gpu, Finding("ok", "nccl", f"{rest[-1]} adds up over {num_seen} GPU{'s' * (num_seen > 1)}")]
+        return [gpu, CheckResult("ok", "nccl", f"{rest[-1]} adds up over {num_seen} GPU{'s' * (num_seen > 1)}")]
     advice = "NCCL_DEBUG=INFO makes a run say more; settings of the site go into slurm/cluster.sh"
-    return [gpu, Finding("fail", "nccl", _last_line(answer), advice)]
+    return [gpu, CheckResult("fail", "nccl", _last_line(answer), advice)]
 
 
-def decoding() -> list[Finding]:
+def numerics() -> list[CheckResult]:
+    """Return what this CPU computes wrongly; in bf16 a warning: fp32 is right, and a run in bf16 refuses."""
+    answer = _run(_NUMERICS)
+    if answer.returncode != 0:
+        return [CheckResult("fail", "numerics", _last_line(answer), _reinstall("torch"))]
+    found = [
+        CheckResult("fail" if precision == "fp32" else "warn", "numerics", words, advice)
+        for words, precision, advice in json.loads(answer.stdout)
+    ]
+    return found or [CheckResult("ok", "numerics", "the CPU agrees with float64, in fp32 and in bf16")]
+
+
+def decoding() -> list[CheckResult]:
     if not (ROOT / CLIP).exists():
-        return [Finding("fail", "audio", f"{CLIP} is missing", "git checkout -- manifests/demo")]
+        return [CheckResult("fail", "audio", f"{CLIP} is missing", "git checkout -- manifests/demo")]
     answer = _run(_DECODE, str(CLIP))
     if answer.returncode != 0:
-        return [Finding("fail", "audio", _last_line(answer), _reinstall("soundfile"))]
-    return [Finding("ok", "audio", f"decodes {CLIP} ({float(answer.stdout):.1f} s)")]
+        return [CheckResult("fail", "audio", _last_line(answer), _reinstall("soundfile"))]
+    return [CheckResult("ok", "audio", f"decodes {CLIP} ({float(answer.stdout):.1f} s)")]
 
 
-def ranks() -> list[Finding]:
-    """Two processes find each other and add up, as the ranks of a run do."""
+def ranks() -> list[CheckResult]:
+    """Check that two processes find each other and add up, as the ranks of a run do."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -163,13 +180,13 @@ def ranks() -> list[Finding]:
     with ThreadPoolExecutor(2) as pool:
         answers = list(pool.map(lambda rank: _run(_RANK, env={**facts, "RANK": rank, "LOCAL_RANK": rank}), "01"))
     if all(answer.stdout.strip() == "[3.0]" for answer in answers):
-        return [Finding("ok", "gloo", "two ranks on this machine find each other and add up")]
+        return [CheckResult("ok", "gloo", "two ranks on this machine find each other and add up")]
     worst = next(answer for answer in answers if answer.stdout.strip() != "[3.0]")
-    return [Finding("fail", "gloo", _last_line(worst), "GLOO_SOCKET_IFNAME=lo names the interface of this machine")]
+    return [CheckResult("fail", "gloo", _last_line(worst), "GLOO_SOCKET_IFNAME=lo names the interface of this machine")]
 
 
-def disk() -> list[Finding]:
-    """Whether a file can be made where runs go; the folder itself need not be there yet."""
+def disk() -> list[CheckResult]:
+    """Check that a file can be made where runs go; the folder itself need not be there yet."""
     root = runs_root()
     nearest = next(path for path in (root, *root.parents) if path.exists())
     advice = "BATON_RUNS=/path/to/another/place"
@@ -177,21 +194,21 @@ def disk() -> list[Finding]:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
-        return [Finding("fail", "runs", f"{nearest}: cannot be written: {error.strerror}", advice)]
+        return [CheckResult("fail", "runs", f"{nearest}: cannot be written: {error.strerror}", advice)]
     gib = shutil.disk_usage(nearest).free / 2**30
     words = f"{root}, {gib:.0f} GiB free"
     if gib < LEAST_FREE_GIB:
-        return [Finding("warn", "runs", words, f"make room, or {advice}: checkpoints of a large model need it")]
-    return [Finding("ok", "runs", words)]
+        return [CheckResult("warn", "runs", words, f"make room, or {advice}: checkpoints of a large model need it")]
+    return [CheckResult("ok", "runs", words)]
 
 
-def slurm() -> list[Finding]:
+def slurm() -> list[CheckResult]:
     if slurm_answers():
-        return [Finding("ok", "slurm", "answers: ./launch.sh queues jobs")]
+        return [CheckResult("ok", "slurm", "answers: ./launch.sh queues jobs")]
     if shutil.which("sbatch"):
         advice = "scontrol ping says why; until it answers, links run on this machine"
-        return [Finding("warn", "slurm", "sbatch is here, but no controller answers", advice)]
-    return [Finding("ok", "slurm", "not here: the links of ./launch.sh run on this machine")]
+        return [CheckResult("warn", "slurm", "sbatch is here, but no controller answers", advice)]
+    return [CheckResult("ok", "slurm", "not here: the links of ./launch.sh run on this machine")]
 
 
 def _version(requirement: Requirement) -> str | None:
@@ -202,7 +219,7 @@ def _version(requirement: Requirement) -> str | None:
 
 
 def _reinstall(name: str) -> str:
-    """For a package that is there and does not work."""
+    """Return what to type for a package that is there and does not work."""
     return f"{_pip()} install --force-reinstall --no-deps -c constraints.txt {name}"
 
 
@@ -211,7 +228,7 @@ def _pip() -> str:
 
 
 def _run(program: str, *arguments: str, env: dict[str, str] | None = None) -> "subprocess.CompletedProcess[str]":
-    """A program in this environment, in the directory of the repository."""
+    """Run a program in this environment, in the directory of the repository."""
     command = [sys.executable, "-c", program, *arguments]
     everything = {**os.environ, **(env or {})}
     try:

@@ -25,7 +25,7 @@ class Requirement(NamedTuple):
         return ",".join(operator + ".".join(map(str, bound)) for operator, bound in self.bounds)
 
     def accepts(self, version: str) -> bool:
-        """Whether a version is inside the bounds; a local part such as `+cpu` does not count."""
+        """Tell whether a version is inside the bounds; a local part such as `+cpu` does not count."""
         found = release(version)
         comparisons = {
             ">=": lambda bound: found >= bound,
@@ -37,7 +37,7 @@ class Requirement(NamedTuple):
 
 
 def release(version: str) -> tuple[int, ...]:
-    """The numbers of a version without trailing zeros: `2.13.0+cpu` -> (2, 13)."""
+    """Return the numbers of a version without trailing zeros: `2.13.0+cpu` -> (2, 13)."""
     match = re.match(r"\d+(\.\d+)*", version)
     numbers = [int(part) for part in match.group().split(".")] if match else []
     while numbers and numbers[-1] == 0:
@@ -55,7 +55,7 @@ def parse_requirement(line: str) -> Requirement:
 
 
 def requirements(*extras: str, pyproject: Path = ROOT / "pyproject.toml") -> list[Requirement]:
-    """What pyproject.toml asks for, with the named extras."""
+    """Return what pyproject.toml asks for, with the named extras."""
     project = tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]
     lines = list(project["dependencies"])
     for extra in extras:
@@ -64,7 +64,7 @@ def requirements(*extras: str, pyproject: Path = ROOT / "pyproject.toml") -> lis
 
 
 def missing(*extras: str) -> list[str]:
-    """What this interpreter's environment lacks, in words; empty when Baton can run in it."""
+    """Return what this interpreter's environment lacks, in words; empty when Baton can run in it."""
     problems = []
     if sys.version_info[:2] not in SUPPORTED_PYTHONS:
         problems.append(f"Python {sys.version_info[0]}.{sys.version_info[1]} (3.11 or 3.12 is needed)")

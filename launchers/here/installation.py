@@ -55,7 +55,7 @@ def run_pip(title: str, arguments: list[str], *, lock: int) -> None:
 
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Callable[[str], None]]:
-    """One line that tells what is going on and for how long: rewritten on a terminal, every 10 s elsewhere."""
+    """Print in one line what is going on and for how long: rewritten on a terminal, every 10 s elsewhere."""
     started, ended, doing = time.monotonic(), threading.Event(), [""]
     is_terminal = sys.stderr.isatty()
 

@@ -12,12 +12,12 @@ ANSWER_TIMEOUT_S = 5.0
 
 
 def has_nvidia_gpu() -> bool:
-    """Whether the NVIDIA driver is loaded here."""
+    """Tell whether the NVIDIA driver is loaded here."""
     return Path("/proc/driver/nvidia/version").exists() or bool(visible_gpus())
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that a process started now would see: CUDA_VISIBLE_DEVICES as it is set, else all of this machine."""
+    """List the GPUs that a process started now would see: those of CUDA_VISIBLE_DEVICES, else all of this machine."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name and name != "-1"]
@@ -26,24 +26,24 @@ def visible_gpus() -> list[str]:
 
 
 def num_cores() -> int:
-    """Cores that this process may use (a job or container may own fewer than the machine has)."""
+    """Return how many cores this process may use (a job or container may own fewer than the machine has)."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def slurm_answers() -> bool:
-    """Whether jobs can be submitted: `sbatch` is here and a controller answers. Installed is not enough."""
+    """Tell whether jobs can be submitted: `sbatch` is here and a controller answers. Installed is not enough."""
     return shutil.which("sbatch") is not None and " is UP" in _answer("scontrol", "ping")
 
 
 def slurm_offers_gpus() -> bool:
-    """Whether this is a login node of a cluster with GPUs, so that jobs will want the CUDA build of torch."""
+    """Tell whether this is a login node of a cluster with GPUs, so that jobs will want the CUDA build of torch."""
     return "gpu" in _answer("sinfo", "--noheader", "--format=%G")
 
 
 def _answer(*command: str) -> str:
-    """What a command prints; empty if it is missing, fails or hangs."""
+    """Return what a command prints; empty if it is missing, fails or hangs."""
     if shutil.which(command[0]) is None:
         return ""
     try:

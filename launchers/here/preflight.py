@@ -9,25 +9,25 @@ from launchers.here.machine import num_cores, slurm_answers
 from launchers.here.preflight_here import config, machine, script
 from launchers.show.tables import colored, console, table
 from launchers.slurm.header import Header, HeaderError, read_header
-from launchers.slurm.node_reports import Finding
+from launchers.slurm.node_reports import PreflightFinding
 
 
 def preflight(sub: Path, *, overrides: list[str], only_here: bool, wait_s: float) -> int:
     """Print one row a check; 0 if all is well. `wait_s`: how long SLURM may take to start the check of the nodes."""
-    findings: list[Finding] = []
+    findings: list[PreflightFinding] = []
     header: Header | None = None
     try:
         header = read_header(sub)
-        findings.append(Finding("header", True, f"{header.job_name}: {_resources(header)}"))
+        findings.append(PreflightFinding("header", True, f"{header.job_name}: {_resources(header)}"))
     except OSError as error:
-        findings.append(Finding("header", False, f"{sub}: {error.strerror}"))
+        findings.append(PreflightFinding("header", False, f"{sub}: {error.strerror}"))
     except HeaderError as error:
-        findings += [Finding("header", False, problem) for problem in error.problems]
+        findings += [PreflightFinding("header", False, problem) for problem in error.problems]
     findings += machine()
     if header is not None:
-        resolved, paths = config(header, overrides)
+        resolved, paths, precision = config(header, overrides)
         findings += [*script(header), *resolved]
-        findings += _cluster(header, paths, only_here=only_here, wait_s=wait_s)
+        findings += _cluster(header, paths, precision, only_here=only_here, wait_s=wait_s)
     shown = table("check", "", "finding")
     for what, is_well, words in findings:
         shown.add_row(what, colored("ok", "green") if is_well else colored("NO", "red"), words.replace("[", "\\["))
@@ -41,16 +41,19 @@ def _resources(header: Header) -> str:
     return f"{header.num_nodes} x {header.tasks_per_node} ranks{gpus}, time {limit}"
 
 
-def _cluster(header: Header, paths: Mapping[str, str], *, only_here: bool, wait_s: float) -> Iterator[Finding]:
-    """Where links would run, and what is to be found there. `paths`: those that must be there too, by their keys."""
+def _cluster(
+    header: Header, paths: Mapping[str, str], precision: str, *, only_here: bool, wait_s: float
+) -> Iterator[PreflightFinding]:
+    """Check where links would run, and what is to be found there. `paths`: those that must be there too, by key."""
     is_slurm = slurm_answers()
     words = "SLURM answers" if is_slurm else f"no SLURM answers: links would run here, on {num_cores()} cores"
-    yield Finding("cluster", True, words)
+    yield PreflightFinding("cluster", True, words)
     if only_here:
-        yield Finding("nodes", True, "left out, as asked")
+        yield PreflightFinding("nodes", True, "left out, as asked")
         return
     from launchers.slurm.node_check import check_nodes
 
     if is_slurm:
         print(f"checking the nodes with a short job (at most {wait_s:.0f} s in the queue) ...", file=sys.stderr)
-    yield from check_nodes(header, paths, cluster="slurm" if is_slurm else "local", wait_s=wait_s)
+    cluster = "slurm" if is_slurm else "local"
+    yield from check_nodes(header, paths, cluster=cluster, wait_s=wait_s, precision=precision)

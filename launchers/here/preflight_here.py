@@ -11,50 +11,54 @@ from launchers.here import check
 from launchers.here.check import TIMEOUT_S
 from launchers.here.environment import ROOT
 from launchers.slurm.header import Header
-from launchers.slurm.node_reports import LISTENED_TO, Finding, signal_name
+from launchers.slurm.node_reports import LISTENED_TO, PreflightFinding, signal_name
 
 PATTERN = re.compile(r"[*?{]|://")  # many files, or not a file of this machine
 
 
-def machine() -> Iterator[Finding]:
-    """What `./run.sh check` finds here; of the packages only what is wrong with them. Jobs have GPUs of their own."""
+def machine() -> Iterator[PreflightFinding]:
+    """Check this machine as `./run.sh check` does, without packages that are well. Jobs have GPUs of their own."""
     wrong = [one for one in check.packages() if one.state == "fail"]
     for one in (*check.python(), *wrong, *check.disk(), *check.devices()):
         is_well = one.state == "ok" or (one.state, one.what) == ("warn", "gpu")
-        yield Finding(one.what, is_well, one.words if is_well else f"{one.words}: {one.advice}")
+        yield PreflightFinding(one.what, is_well, one.words if is_well else f"{one.words}: {one.advice}")
     if not wrong:
-        yield Finding("packages", True, "all there, in the ranges of pyproject.toml")
+        yield PreflightFinding("packages", True, "all there, in the ranges of pyproject.toml")
 
 
-def script(header: Header) -> Iterator[Finding]:
-    """What can be said of the .sub file without running it."""
+def script(header: Header) -> Iterator[PreflightFinding]:
+    """Check what can be said of the .sub file without running it."""
     text = header.path.read_text(encoding="utf-8")
     syntax = _run(["bash", "-n", str(header.path.absolute())])
     if syntax.returncode != 0:
-        yield Finding("script", False, _last_line(syntax))
+        yield PreflightFinding("script", False, _last_line(syntax))
     elif header.num_nodes * header.tasks_per_node > 1 and not re.search(r"^\s*srun\s", text, re.MULTILINE):
-        yield Finding("script", False, "it asks for several ranks, but has no srun: one would be started")
+        yield PreflightFinding("script", False, "it asks for several ranks, but has no srun: one would be started")
     elif late := _late_options(text):
-        yield Finding("script", False, f"line {late}: sbatch ignores #SBATCH lines after the first command")
+        yield PreflightFinding("script", False, f"line {late}: sbatch ignores #SBATCH lines after the first command")
     else:
-        yield Finding("script", True, f"{header.path.name} reads well")
+        yield PreflightFinding("script", True, f"{header.path.name} reads well")
     yield _notice(header.options.get("signal", ""))
 
 
-def _notice(option: str) -> Finding:
-    """What `--signal=[R|B:]SIGNAL[@SECONDS]` means for the ranks."""
+def _notice(option: str) -> PreflightFinding:
+    """Check what `--signal=[R|B:]SIGNAL[@SECONDS]` means for the ranks."""
     if not option:
-        return Finding("notice", True, "no --signal: a link stops by its own clock; with USR1@120 also when preempted")
+        return PreflightFinding(
+            "notice", True, "no --signal: a link stops by its own clock; with USR1@120 also when preempted"
+        )
     to, _, rest = option.rpartition(":")
     if "B" in to:
-        return Finding("notice", False, f"--signal={option}: B: gives the signal to the shell only; no rank would save")
+        return PreflightFinding(
+            "notice", False, f"--signal={option}: B: gives the signal to the shell only; no rank would save"
+        )
     if signal_name(rest.partition("@")[0]) not in LISTENED_TO:
-        return Finding("notice", False, f"--signal={option}: no rank listens to that; use USR1@120")
-    return Finding("notice", True, f"--signal={option}")
+        return PreflightFinding("notice", False, f"--signal={option}: no rank listens to that; use USR1@120")
+    return PreflightFinding("notice", True, f"--signal={option}")
 
 
 def _late_options(text: str) -> int | None:
-    """The number of the first #SBATCH line that stands too late to count."""
+    """Return the number of the first #SBATCH line that stands too late to count."""
     has_begun = False
     for number, line in enumerate(text.splitlines(), start=1):
         has_begun = has_begun or bool(line.strip() and not line.lstrip().startswith("#"))
@@ -63,34 +67,49 @@ def _late_options(text: str) -> int | None:
     return None
 
 
-def config(header: Header, overrides: list[str]) -> tuple[list[Finding], dict[str, str]]:
-    """By the .sub's own command with `--check`, which prints the resolved config and exits before it loads anything.
+def config(header: Header, overrides: list[str]) -> tuple[list[PreflightFinding], dict[str, str], str]:
+    """Check the config by the .sub's own command with `--check`, which prints what it resolves to and loads nothing.
 
-    Also the paths that its `data` section names, by their keys.
+    Return the findings, the paths that its `data` section names, by their keys, and its `parallel.precision`.
     """
     if "python -m recipes." not in header.path.read_text(encoding="utf-8"):
-        return [Finding("config", True, "not checked: the file runs no recipe")], {}
+        return [PreflightFinding("config", True, "not checked: the file runs no recipe")], {}, "fp32"
     here = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     here[ENV_LOCAL_TASKS] = "1"
     arguments = [f"run.name={header.job_name}", "--check", *overrides]
     answer = _run(["bash", str(header.path.absolute()), *arguments], env=here)
     if answer.returncode != 0:
         lines = (answer.stderr.strip() or f"exit code {answer.returncode}").splitlines()[-20:]
-        return [Finding("config", False, line) for line in lines], {}
+        return [PreflightFinding("config", False, line) for line in lines], {}, "fp32"
     named = paths(answer.stdout)
     absent = [
-        Finding("paths", False, f"{key}: there is no {path}") for key, path in named.items() if not is_there(path)
+        PreflightFinding("paths", False, f"{key}: there is no {path}")
+        for key, path in named.items()
+        if not is_there(path)
     ]
-    all_there = Finding("paths", True, f"all {len(named)} that the data section names are there")
-    return [Finding("config", True, "resolved without a mistake"), *(absent or [all_there])], named
+    all_there = PreflightFinding("paths", True, f"all {len(named)} that the data section names are there")
+    return (
+        [PreflightFinding("config", True, "resolved without a mistake"), *(absent or [all_there])],
+        named,
+        precision(answer.stdout),
+    )
 
 
 def paths(resolved: str) -> dict[str, str]:
-    """What the `data` section of a resolved config names, by its keys."""
+    """Return the paths that the `data` section of a resolved config names, by their keys."""
     import yaml
 
     found = yaml.safe_load(resolved)
     return dict(_paths(found.get("data") if isinstance(found, dict) else None, "data"))
+
+
+def precision(resolved: str) -> str:
+    """Return what a resolved config trains in."""
+    import yaml
+
+    found = yaml.safe_load(resolved)
+    parallel = found.get("parallel") if isinstance(found, dict) else None
+    return str((parallel or {}).get("precision", "fp32"))
 
 
 def is_there(path: str) -> bool:
@@ -98,7 +117,7 @@ def is_there(path: str) -> bool:
 
 
 def _paths(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    """(key, path) of every string below `value` that can only be a path."""
+    """Yield (key, path) of every string below `value` that can only be a path."""
     if isinstance(value, dict):
         for name, inner in value.items():
             yield from _paths(inner, f"{key}.{name}")

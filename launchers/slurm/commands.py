@@ -23,7 +23,7 @@ FOREIGN = re.compile(r"SLURM_(?!CONF$)|PMIX?_|BATON_(LINK|LOCAL_TASKS)|(LOCAL_)?
 
 
 class SlurmError(RuntimeError):
-    """A command failed for good: its own words. `is_unclear`: whether it may have had its effect all the same."""
+    """A command of SLURM failed for good: its own words. `is_unclear`: it may have had its effect all the same."""
 
     def __init__(self, words: str, *, is_unclear: bool = False) -> None:
         super().__init__(words)
@@ -31,7 +31,7 @@ class SlurmError(RuntimeError):
 
 
 def ask(command: Sequence[str], *, attempts: int = ATTEMPTS, timeout_s: float | None = None) -> str:
-    """What a command prints. Asked again where it hangs or SLURM is busy; SlurmError when that does not help."""
+    """Return what a command prints. It is tried again where it hangs or SLURM is busy; SlurmError when that fails."""
     for attempt in range(1, attempts + 1):
         try:
             return _ask_once(command, timeout_s=TIMEOUT_S if timeout_s is None else timeout_s)
@@ -60,7 +60,7 @@ def _ask_once(command: Sequence[str], *, timeout_s: float) -> str:
 
 
 def own_environment() -> dict[str, str]:
-    """The environment without what belongs to the job that the launcher itself may run in."""
+    """Return the environment without what belongs to the job that the launcher itself may run in."""
     return {name: value for name, value in os.environ.items() if not FOREIGN.match(name)}
 
 
@@ -93,7 +93,7 @@ def _job_id(answer: str) -> str:
 
 
 def _find_job(script: Path, *, because: SlurmError) -> str | None:
-    """The job of a batch script, also one that is over; None if there is none. SlurmError if squeue cannot say."""
+    """Find the job of a batch script, also one that is over; None if there is none. SlurmError if squeue cannot say."""
     try:
         answer = ask(["squeue", "--noheader", "--me", "--states=all", "--format=%A %o"])
     except SlurmError as error:
@@ -104,7 +104,7 @@ def _find_job(script: Path, *, because: SlurmError) -> str | None:
 
 
 def cancel_jobs(jobs: Sequence[str], *, options: Sequence[str] = ()) -> str | None:
-    """`scancel` for some jobs; None when it did its work, else SLURM's words."""
+    """Call `scancel` for some jobs; return None when it did its work, else SLURM's words."""
     if not jobs:
         return None
     try:

@@ -79,7 +79,7 @@ class Header:
 
     @property
     def gpus_per_node(self) -> int:
-        """From --gpus-per-node, --gres=gpu:.., --gpus or --gpus-per-task; 0 where none is asked for."""
+        """The number from --gpus-per-node, --gres=gpu:.., --gpus or --gpus-per-task; 0 where none is asked for."""
         if "gpus-per-node" in self.options:
             return _count(self.options["gpus-per-node"])
         for resource in self.options.get("gres", "").split(","):
@@ -93,17 +93,17 @@ class Header:
 
     @property
     def time_limit_s(self) -> int | None:
-        """None where nothing limits the job."""
+        """The time limit; None where nothing limits the job."""
         return parse_time(self.options["time"]) if "time" in self.options else None
 
 
 def _count(value: str) -> int:
-    """`4`, `a100:4` or `a100:2,v100:2` -> 4."""
+    """Read `4`, `a100:4` or `a100:2,v100:2` as 4."""
     return sum(int(part.split(":")[-1]) for part in value.split(","))
 
 
 def parse_time(text: str) -> int | None:
-    """SLURM's time formats in seconds: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; None for UNLIMITED. ValueError otherwise."""
+    """Read SLURM's time formats as seconds: M, M:S, H:M:S, D-H, D-H:M, D-H:M:S; UNLIMITED as None. Else ValueError."""
     if text.upper() in ("UNLIMITED", "INFINITE"):
         return None
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", text)
@@ -153,7 +153,7 @@ def read_header(path: Path) -> Header:
 
 
 def _parse_line(line: str) -> list[tuple[str, str]]:
-    """The (long name, value) pairs of one #SBATCH line."""
+    """Return the (long name, value) pairs of one #SBATCH line."""
     if not line.startswith(("#SBATCH ", "#SBATCH\t")):
         raise ValueError(f"{line.strip()!r}: expected `#SBATCH --option=value`")
     try:
@@ -175,7 +175,7 @@ def _parse_line(line: str) -> list[tuple[str, str]]:
 
 
 def _split_option(word: str) -> tuple[str, str | None]:
-    """`--time=1:00` or `-t1:00` -> ("time", "1:00"); the value is None where it must follow."""
+    """Split `--time=1:00` or `-t1:00` into ("time", "1:00"); the value is None where it must follow."""
     if word.startswith("--"):
         name, equals, value = word[2:].partition("=")
         given = value if equals else None
@@ -197,7 +197,7 @@ def _split_option(word: str) -> tuple[str, str | None]:
 
 
 def _check_values(path: Path, options: Mapping[str, str]) -> list[tuple[str, str]]:
-    """Mistakes in the values that the launcher itself must understand."""
+    """Return mistakes in the values that the launcher itself must understand."""
     problems = []
     if "job-name" in options and not NAME.fullmatch(options["job-name"]):
         problem = f"--job-name={options['job-name']!r}: only letters, digits and . _ - (64 at most), as it names files"

@@ -26,7 +26,7 @@ from launchers.here.environment import ROOT
 from launchers.here.machine import visible_gpus
 from launchers.slurm.commands import SlurmError, cancel_jobs, own_environment, submit
 from launchers.slurm.header import Header
-from launchers.slurm.node_reports import LISTENED_TO, Finding, judge, signal_name
+from launchers.slurm.node_reports import LISTENED_TO, PreflightFinding, judge, signal_name
 from launchers.slurm.queue import job_facts
 
 START_S = 120.0  # from the job's start until every rank has met the others: imports, rendezvous, a collective
@@ -42,10 +42,13 @@ START = re.compile(r"\s*srun\s+(.*?\S*python[\d.]*)\s+-m\s")
 SETUP = re.compile(r"(export|module|source|\.|trap|ulimit|umask|unset)\s|\w+=")
 
 
-def check_nodes(header: Header, paths: Mapping[str, str], *, cluster: str, wait_s: float) -> Iterator[Finding]:
+def check_nodes(
+    header: Header, paths: Mapping[str, str], *, cluster: str, wait_s: float, precision: str = "fp32"
+) -> Iterator[PreflightFinding]:
     """Start the ranks, wait for their reports (`wait_s` for SLURM to start them), and judge.
 
     `paths`: what must be there on every node, by the key that names it; relative ones from the checkout.
+    `precision`: what kernels must compute in, as `parallel.precision` says.
     """
     try:
         runs_root().mkdir(parents=True, exist_ok=True)
@@ -55,7 +58,7 @@ def check_nodes(header: Header, paths: Mapping[str, str], *, cluster: str, wait_
         return
     try:
         absolute = {f"{key}: {path}": str(ROOT / path) for key, path in paths.items()}
-        write_json(folder / ASKED, {"packages": PACKAGES, "paths": absolute})
+        write_json(folder / ASKED, {"packages": PACKAGES, "paths": absolute, "precision": precision})
         (folder / SCRIPT).write_text(batch_script(header, folder))
         yield from _on_slurm(header, folder, wait_s=wait_s) if cluster == "slurm" else _here(header, folder)
     except OSError as error:
@@ -64,8 +67,8 @@ def check_nodes(header: Header, paths: Mapping[str, str], *, cluster: str, wait_
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _unwritable(error: OSError) -> Finding:
-    return Finding("nodes", False, f"not checked, as {runs_root()} cannot be written: {error.strerror}")
+def _unwritable(error: OSError) -> PreflightFinding:
+    return PreflightFinding("nodes", False, f"not checked, as {runs_root()} cannot be written: {error.strerror}")
 
 
 def start_commands(header: Header, folder: Path) -> str:
@@ -85,46 +88,46 @@ def start_commands(header: Header, folder: Path) -> str:
 
 
 def _is_whole(words: str) -> bool:
-    """Whether no quote is left open."""
+    """Tell whether no quote is left open."""
     try:
         return bool(shlex.split(words))
     except ValueError:
         return False
 
 
-def _on_slurm(header: Header, folder: Path, *, wait_s: float) -> Iterator[Finding]:
+def _on_slurm(header: Header, folder: Path, *, wait_s: float) -> Iterator[PreflightFinding]:
     try:
         job = submit(folder / SCRIPT)
     except SlurmError as error:
-        yield Finding("nodes", False, f"sbatch says: {error}")
+        yield PreflightFinding("nodes", False, f"sbatch says: {error}")
         return
     try:
         problem = _wait_for_start(job, wait_s)
         if problem is not None:
-            yield Finding("nodes", False, problem)
+            yield PreflightFinding("nodes", False, problem)
             return
         num_ranks = header.num_nodes * header.tasks_per_node
         reports = _wait_for_reports(folder, num_ranks, lambda: _is_over(job))
         if len(reports) == num_ranks and all(report["phase"] == "met" for report in reports):
             problem = cancel_jobs([job], options=[f"--signal={_notice(header).removeprefix('SIG')}"])
             if problem is not None:
-                yield Finding("signals", False, f"scancel --signal failed: {problem}")
+                yield PreflightFinding("signals", False, f"scancel --signal failed: {problem}")
             reports = _wait_for_ends(folder, num_ranks)
         yield from judge(reports, header, num_ranks=num_ranks, versions=_versions())
         if len(reports) < num_ranks:
-            yield Finding("job", False, _last_words(folder / OUTPUT))
+            yield PreflightFinding("job", False, _last_words(folder / OUTPUT))
     finally:
         cancel_jobs([job], options=["--quiet"])
 
 
 def _notice(header: Header) -> str:
-    """The signal that a link gets before its end, as far as its ranks listen to it."""
+    """Return the signal that a link gets before its end, as far as its ranks listen to it."""
     name = signal_name(header.options.get("signal", "").rpartition(":")[2].partition("@")[0])
     return name if name in LISTENED_TO else "SIGUSR1"
 
 
 def batch_script(header: Header, folder: Path) -> str:
-    """The check as a batch script, in the checkout."""
+    """Return the check as a batch script, in the checkout."""
     options = {name: value for name, value in header.options.items() if name not in NOT_OF_A_CHECK}
     options |= {"job-name": "preflight", "time": "5", "output": str(folder / OUTPUT), "chdir": str(ROOT)}
     lines = [f"#SBATCH --{name}" + (f"={shlex.quote(value)}" if value else "") for name, value in options.items()]
@@ -133,7 +136,7 @@ def batch_script(header: Header, folder: Path) -> str:
 
 
 def _wait_for_start(job: str, wait_s: float) -> str | None:
-    """None once the job runs (or is over already); else why it does not."""
+    """Wait until the job runs (or is over already); return why it does not, else None."""
     deadline = time.monotonic() + wait_s
     while True:
         facts = job_facts(job)
@@ -151,10 +154,10 @@ def _is_over(job: str) -> bool:
     return facts is not None and facts.get("JobState") not in ("RUNNING", "COMPLETING")
 
 
-def _here(header: Header, folder: Path) -> Iterator[Finding]:
+def _here(header: Header, folder: Path) -> Iterator[PreflightFinding]:
     num_ranks, notice = local_tasks(header)
     if notice:
-        yield Finding("ranks", True, notice)
+        yield PreflightFinding("ranks", True, notice)
     gpus = ",".join(visible_gpus()[: header.gpus_per_node])
     settings = {ENV_RUNS: str(runs_root()), ENV_LOCAL_TASKS: str(num_ranks), "CUDA_VISIBLE_DEVICES": gpus}
     with (folder / OUTPUT).open("w") as output:
@@ -177,11 +180,11 @@ def _here(header: Header, folder: Path) -> Iterator[Finding]:
     asked = Header(header.path, {"job-name": header.job_name}) if is_without else header
     yield from judge(reports, asked, num_ranks=num_ranks, versions=_versions())
     if len(reports) < num_ranks:
-        yield Finding("job", False, _last_words(folder / OUTPUT))
+        yield PreflightFinding("job", False, _last_words(folder / OUTPUT))
 
 
 def _wait_for_reports(folder: Path, num_ranks: int, is_over: Callable[[], bool]) -> list[dict[str, Any]]:
-    """The reports once all ranks have met, or as they are when the job is over or the time is up."""
+    """Return the reports once all ranks have met, or as they are when the job is over or the time is up."""
     deadline = time.monotonic() + START_S
     while True:
         ended = is_over()
@@ -206,7 +209,7 @@ def _read(folder: Path) -> list[dict[str, Any]]:
 
 
 def _versions() -> dict[str, str]:
-    """Of what the ranks report, as it is installed here."""
+    """Return the versions of what the ranks report, as it is installed here."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -217,7 +220,7 @@ def _versions() -> dict[str, str]:
 
 
 def _last_words(output: Path, lines: int = 5) -> str:
-    """The end of what the job printed."""
+    """Return the end of what the job printed."""
     try:
         text: Sequence[str] = output.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except FileNotFoundError:

@@ -26,7 +26,7 @@ class Job(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What a person may want to know of a job that has not begun its work."""
+        """The state of a job that has not begun its work, in words."""
         if self.state == "PENDING":
             because = {"Dependency": "waits for the link before", "BeginTime": "held by SLURM for a while"}
             words = because.get(self.reason, f"queued: {self.reason}")

@@ -1,52 +1,42 @@
 """What train, score and export share: the configuration, the model, and the weights that its speech begins with."""
 
 import logging
-from dataclasses import asdict, field
+from dataclasses import field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, get_args
 
 import torch.distributed as dist
 from pydantic import Field
 from torch import Tensor, nn
 
-from core.checkpoint.store import CheckpointConfig
-from core.config.load import load_section
-from core.config.schema import ConfigError, section
-from core.data.stream import LoaderConfig
+from core.config.schema import section
 from core.distributed import Ranks
-from core.job.run import RunConfig
-from core.job.stop import StopConfig
 from core.losses.contrastive import Kind, PairEmbeddings, contrastive_loss
 from core.losses.grad_cache import grad_cache_loss
 from core.models.csa import CsaConfig, CsaModel, HubertSpeechConfig
-from core.models.hubert.config import HubertConfig
-from core.models.hubert.model import HubertPretraining
+from core.models.hubert.config import OF_PRETRAINING, HubertConfig
+from core.models.hubert.model import Hubert, HubertPretraining
 from core.models.lmu.recognizer import LmuCtcConfig, build_lmu_ctc
 from core.models.lmu.speech import LmuSpeech, LmuSpeechConfig
 from core.models.pretrained.speech import PretrainedSpeechConfig
 from core.models.pretrained.text import FrozenText, PretrainedTextConfig
-from core.optim.optim import OptimConfig
 from core.parallel.preparation import COMPUTE_DTYPE
 from core.parallel.settings import ParallelConfig, resolve_precision
-from core.report.loggers import LoggerConfig
-from core.rundir.environment import runs_root
-from core.rundir.files import CONFIG, FEATURE_STATS, VOCABULARY
+from core.rundir.files import FEATURE_STATS, VOCABULARY
 from core.samplers.plan import PlanConfig
 from core.seeding import seed_everything
 from core.speech.features import FeatureConfig, FeatureStats
 from core.text.vocabulary import CharacterVocabulary
+from core.train.config import TrainingConfig
 from core.train.loop import Loss
-from core.train.settings import TrainConfig
-from core.train.trained import PretrainedConfig, load_pretrained
+from core.train.trained import PretrainedConfig, TrainedRun, load_weights_of_run
 from recipes.csa_stage1.csa_names import import_predecessor
 from recipes.csa_stage1.paired_corpus import PairedCorpus, PairedCorpusConfig, Split
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = Path(__file__).parent / "config.yaml"
-T = TypeVar("T")
-_MAY_DIFFER = ("feature_grad_scale", "final_dim", "num_classes")
 
 
 @section
@@ -71,34 +61,24 @@ class GalleryConfig:
 
 
 @section
-class Config:
+class Config(TrainingConfig):
     """`predecessor`: a checkpoint of CSRef 2.0 that all begins with (recipes/csa_stage1/csa_names.py); null: none.
     `pretrained`: the run that the speech encoder begins with, of lmu_gigaspeech for model.speech.kind=lmu, of
     hubert_iter1 or hubert_iter2 for hubert; null: at random, or as the directory of a pretrained encoder has it."""
 
-    run: RunConfig
+    EQUAL: ClassVar = (*TrainingConfig.EQUAL, ("plan.max_cut_s", "data.crop.max_s"))
+
     pretrained: PretrainedConfig | None = None
     predecessor: str | None = None
     data: PairedCorpusConfig
     plan: PlanConfig
     model: CsaConfig
-    train: TrainConfig
-    optim: OptimConfig
     loss: ContrastConfig = field(default_factory=ContrastConfig)
     gallery: GalleryConfig = field(default_factory=GalleryConfig)
-    loader: LoaderConfig = field(default_factory=LoaderConfig)
     parallel: ParallelConfig = field(default_factory=lambda: ParallelConfig(strategy="deepspeed"))
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    stop: StopConfig = field(default_factory=StopConfig)
-    loggers: LoggerConfig = field(default_factory=LoggerConfig)
 
-    def __post_init__(self) -> None:
-        problems = []
-        total = getattr(self.optim.schedule, "total_steps", self.train.max_steps)
-        if total != self.train.max_steps:
-            problems.append(f"optim.schedule.total_steps={total} must equal train.max_steps={self.train.max_steps}")
-        if self.data.crop is not None and self.plan.max_cut_s != self.data.crop.max_s:
-            problems.append(f"plan.max_cut_s={self.plan.max_cut_s} must equal data.crop.max_s={self.data.crop.max_s}")
+    def problems(self) -> list[str]:
+        problems = super().problems()
         if self.data.crop is not None and self.plan.over_budget != "crop":
             problems.append(f"plan.over_budget={self.plan.over_budget} must be crop: of longer clips a part is heard")
         if self.data.crop is None and self.plan.over_budget == "crop":
@@ -132,8 +112,7 @@ class Config:
             problems.append(
                 f"data.tokenizer.kind={self.data.tokenizer.kind} must be huggingface with model.text.kind=pretrained"
             )
-        if problems:
-            raise ConfigError(problems)
+        return problems
 
 
 def _layer_drop(model: CsaConfig) -> float:
@@ -166,58 +145,37 @@ def build_model(config: Config, corpus: PairedCorpus, frozen: FrozenText | None)
     return CsaModel(config.model, text_dim=text_dim, vocab_size=corpus.tokenizer.vocab_size)
 
 
-def begin_with(model: CsaModel, config: Config, *, ranks: Ranks) -> None:
+def load_initial_weights(model: CsaModel, config: Config, *, ranks: Ranks) -> None:
     """Put the weights that `config` names into the model. ValueError where they are of another one."""
     if config.predecessor is not None:
         report = import_predecessor(model, Path(config.predecessor))
         logger.info("the model begins with %s: %s", config.predecessor, report)
     if config.pretrained is None:
         return
-    directory, speech = runs_root() / config.pretrained.run, config.model.speech
-    if isinstance(speech, LmuSpeechConfig):
-        found = _begin_with_lmu(model.speech_encoder, speech, config.pretrained, directory, ranks=ranks)
+    if isinstance(config.model.speech, LmuSpeechConfig):
+        _load_lmu(model.speech_encoder, config.model.speech, config.pretrained, ranks=ranks)
     else:
-        assert isinstance(speech, HubertSpeechConfig)
-        there = _section(HubertConfig, "model", config.pretrained, directory, recipes="hubert_iter1 or hubert_iter2")
-        _refuse_differences(asdict(there), asdict(speech.hubert), key="model.speech.hubert", run=config.pretrained.run)
-        hubert = HubertPretraining(there)
-        found = load_pretrained(hubert, directory, config.pretrained, ranks=ranks)
-        model.speech_encoder.model.load_state_dict(hubert.hubert.state_dict())
-    logger.info("the speech side begins with the weights %s of %s", found, directory)
+        assert isinstance(config.model.speech, HubertSpeechConfig)
+        _load_hubert(model.speech_encoder.model, config.model.speech.hubert, config.pretrained, ranks=ranks)
 
 
-def _begin_with_lmu(
-    speech: LmuSpeech, config: LmuSpeechConfig, pretrained: PretrainedConfig, directory: Path, *, ranks: Ranks
-) -> str:
-    there = _section(LmuCtcConfig, "model", pretrained, directory, recipes="lmu_gigaspeech")
-    _refuse_differences(asdict(there.encoder), asdict(config.encoder), key="model.speech.encoder", run=pretrained.run)
-    features = _section(FeatureConfig, "data.features", pretrained, directory, recipes="lmu_gigaspeech")
-    _refuse_differences(asdict(features), asdict(config.features), key="model.speech.features", run=pretrained.run)
-    vocabulary = CharacterVocabulary.load(directory / VOCABULARY)
-    recognizer = build_lmu_ctc(there, vocab_size=len(vocabulary))
-    found = load_pretrained(recognizer, directory, pretrained, ranks=ranks)
-    speech.encoder.load_state_dict(recognizer.encoder.state_dict())  # type: ignore[attr-defined]  # it is a module
+def _load_hubert(encoder: Hubert, config: HubertConfig, pretrained: PretrainedConfig, *, ranks: Ranks) -> None:
+    run = TrainedRun.named(pretrained.run, key="pretrained.run", recipes="hubert_iter1 or hubert_iter2")
+    there = run.section(HubertConfig, "model")
+    run.refuse_differences(there, config, key="model.speech.hubert", may_differ=OF_PRETRAINING)
+    whole = HubertPretraining(there)
+    load_weights_of_run(encoder, run, whole, "hubert", checkpoint=pretrained.checkpoint, ranks=ranks)
+
+
+def _load_lmu(speech: LmuSpeech, config: LmuSpeechConfig, pretrained: PretrainedConfig, *, ranks: Ranks) -> None:
+    run = TrainedRun.named(pretrained.run, key="pretrained.run", recipes="lmu_gigaspeech")
+    there, features = run.section(LmuCtcConfig, "model"), run.section(FeatureConfig, "data.features")
+    run.refuse_differences(there.encoder, config.encoder, key="model.speech.encoder")
+    run.refuse_differences(features, config.features, key="model.speech.features")
+    whole = build_lmu_ctc(there, vocab_size=len(CharacterVocabulary.load(run.directory / VOCABULARY)))
+    load_weights_of_run(speech.encoder, run, whole, "encoder", checkpoint=pretrained.checkpoint, ranks=ranks)
     if features.normalize == "corpus":
-        speech.take_stats(FeatureStats.load(directory / FEATURE_STATS))
-    return found
-
-
-def _section(schema: type[T], name: str, pretrained: PretrainedConfig, directory: Path, *, recipes: str) -> T:
-    """Of the configuration of the run to begin with. ValueError where it has none like that."""
-    try:
-        return load_section(schema, directory / CONFIG, name)
-    except ConfigError as error:
-        raise ValueError(f"pretrained.run={pretrained.run} is no run of {recipes}: {error.problems[0]}") from None
-
-
-def _refuse_differences(there: dict[str, Any], here: dict[str, Any], *, key: str, run: str) -> None:
-    """But for what regularizes, which is chosen anew, and for the head of HuBERT's pretraining."""
-    names = [name for name in here if "drop" not in name and name not in _MAY_DIFFER]
-    differing = [
-        f"{key}.{name}: {there.get(name)} there, {here[name]} here" for name in names if there.get(name) != here[name]
-    ]
-    if differing:
-        raise ValueError(f"pretrained.run={run} has another encoder: {'; '.join(differing)}")
+        speech.take_stats(FeatureStats.load(run.directory / FEATURE_STATS))
 
 
 def attention_of(model: CsaModel, frozen: FrozenText | None) -> dict[str, str | None]:

@@ -25,14 +25,14 @@ class Converted(NamedTuple):
 
 @dataclass(frozen=True)
 class Conversion:
-    """How clips are made, and below which folder. `top_db`: None leaves silence at the ends as it is."""
+    """The way that clips are made, and below which folder. `top_db`: None leaves silence at the ends as it is."""
 
     output: Path
     sample_rate_hz: int
     top_db: float | None
 
     def __call__(self, utterance: Utterance | BadSample) -> Converted | BadSample:
-        """What cannot be used comes back as BadSample, and has no file."""
+        """Convert an utterance; what cannot be used comes back as BadSample, and has no file."""
         if isinstance(utterance, BadSample):
             return utterance
         path = self.output / utterance.rel_path
@@ -49,7 +49,7 @@ class Conversion:
         return Converted(utterance.rel_path, path.stat().st_size, record)
 
     def _samples(self, utterance: Utterance) -> tuple[np.ndarray, float]:
-        """The clip, and how much was cut off before it, in seconds."""
+        """Return the clip, and how much was cut off before it, in seconds."""
         if not any((one.get("text") or "").strip() for one in utterance.supervisions):
             raise BadSample(utterance.sample_id, "no text", utterance.path)
         place = utterance.audio()
@@ -76,7 +76,7 @@ class Conversion:
 
 
 def moved(supervision: dict[str, Any], *, by_s: float, duration_s: float) -> dict[str, Any]:
-    """A supervision and its alignments with other times, kept within a clip of `duration_s`."""
+    """Return a supervision and its alignments with other times, kept within a clip of `duration_s`."""
 
     def within(start_s: float, length_s: float) -> tuple[float, float]:
         begin, end = (float(np.clip(time_s + by_s, 0, duration_s)) for time_s in (start_s, start_s + length_s))

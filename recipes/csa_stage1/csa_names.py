@@ -32,7 +32,7 @@ _SHOWN = 8
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What came of an import: names of ours that were filled, names of ours that stay, names of theirs without use."""
+    """The result of an import: names of ours that were filled, names of ours that stay, names of theirs without use."""
 
     loaded: list[str]
     kept: list[str]
@@ -80,7 +80,7 @@ def import_predecessor(model: CsaModel, path: Path) -> ImportReport:
 
 
 def read_predecessor(path: Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, which may name no classes but torch's own.
+    """Read the tensors of a checkpoint, which may name no classes but torch's own.
 
     `path`: a file by torch.save, of tensors or with them under `module`, `model` or `state_dict`; or a DeepSpeed
     directory of ZeRO 0 to 2.
@@ -114,7 +114,7 @@ def read_predecessor(path: Path) -> dict[str, Tensor]:
 
 
 def _ours(theirs: str, own: Mapping[str, Tensor], *, is_old: bool) -> str | None:
-    """The name of ours that a name of theirs stands for."""
+    """Return the name of ours that a name of theirs stands for."""
     if is_old:
         if not theirs.startswith("audio_encoder."):
             return None
@@ -134,7 +134,7 @@ def _ours(theirs: str, own: Mapping[str, Tensor], *, is_old: bool) -> str | None
 
 
 def _is_of_no_use(theirs: str, own: Mapping[str, Tensor], *, is_old: bool) -> bool:
-    """Whether a name that is none of ours may be left out."""
+    """Return whether a name that is none of ours may be left out."""
     if is_old and not theirs.startswith("audio_encoder."):
         return True
     if theirs.startswith("text_encoder."):
@@ -146,7 +146,7 @@ def _is_of_no_use(theirs: str, own: Mapping[str, Tensor], *, is_old: bool) -> bo
 
 
 def _is_needed(name: str, *, is_old: bool) -> bool:
-    """Whether the predecessor has it: it knows no projections, and the older file no scale."""
+    """Return whether the predecessor has it: it knows no projections, and the older file no scale."""
     if name == "log_scale":
         return not is_old
     is_of_encoders = name.startswith(("speech_encoder.", "speech_pooling.", "text_encoder."))

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from core.config.load import load
 from core.distributed import Ranks, joined
-from core.job.errors import said_plainly
+from core.job.errors import exit_on_error
 from core.losses.contrastive import MAX_LOG_SCALE
 from core.models.csa import CsaModel, HubertSpeech
 from core.models.hubert.names import save_huggingface
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("output", type=Path, metavar="FOLDER", help="is made anew")
     parser.add_argument("--run", required=True, type=Path, help="directory of a trained run")
     arguments = parser.parse_args(argv)
-    with joined(device="cpu") as ranks, said_plainly():
+    with joined(device="cpu") as ranks, exit_on_error():
         export(arguments.run, arguments.output, ranks=ranks)
     print(f"exported to {arguments.output}")
     return 0

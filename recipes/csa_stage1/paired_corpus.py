@@ -26,7 +26,7 @@ from core.samplers.plan import EvaluationPlan, Plan, PlanConfig, Source
 from core.text.tokenization import Tokenizer, TokenizerConfig, open_tokenizer
 from core.text.words import words_of
 from recipes.csa_stage1.paired_speech import PairConfig, PairedSpeech, language_of
-from recipes.csa_stage1.word_crops import CropLaw, WordCropConfig
+from recipes.csa_stage1.word_crops import CropSampler, WordCropConfig
 
 Split = Literal["valid", "test"]
 
@@ -35,7 +35,7 @@ _LENGTH_CLIPS = 5_000
 
 @section
 class PairedCorpusConfig:
-    """`train`: a manifest or a blend; `valid`, `test`: manifests. `evaluate`: whole clips, or one crop of each, always
+    """`train`, `valid`: a manifest or a blend; `test`: a manifest. `evaluate`: whole clips, or one crop of each, always
     the same. `pcm_cache`: read samples from the caches that `prepare` put beside the manifests."""
 
     train: str
@@ -60,46 +60,51 @@ class PairedCorpus:
 
     config: PairedCorpusConfig
     sources: list[TrainingSource]
-    valid: ManifestIndex
+    valid: list[TrainingSource]
     test: ManifestIndex
     tokenizer: Tokenizer
 
     @classmethod
     def open(cls, config: PairedCorpusConfig, directory: Path, *, ranks: Ranks) -> "PairedCorpus":
-        """`directory`: of the run, which keeps the characters that are learned with such a tokenizer.
+        """Open the corpus of a run; `directory` keeps the characters that are learned with such a tokenizer.
 
         All ranks together. ValueError for what is missing.
         """
         sources = open_sources(Path(config.train))
-        valid, test = (ManifestIndex.open(Path(path)) for path in (config.valid, config.test))
+        valid, test = open_sources(Path(config.valid)), ManifestIndex.open(Path(config.test))
         vocabulary = None
         if config.tokenizer.kind == "characters":
             vocabulary = kept_vocabulary(directory, [source.manifest for source in sources], ranks=ranks)
         return cls(config, sources, valid, test, open_tokenizer(config.tokenizer, vocabulary=vocabulary))
 
     def training_plan(self, config: PlanConfig, *, seed: int) -> Plan:
-        law = self._law(seed)
-        lengths = None if law is None else law.lengths_s
+        crops = self._crops(seed)
+        lengths = None if crops is None else crops.lengths_s
         return Plan([source.planned for source in self.sources], config, seed=seed, lengths=lengths)
 
     def training_set(self, *, seed: int) -> PairedSpeech:
-        return self._dataset([source.manifest for source in self.sources], self._law(seed))
+        return self._dataset([source.manifest for source in self.sources], self._crops(seed))
 
     def evaluation_plan(self, split: Split, config: PlanConfig, *, seed: int) -> EvaluationPlan:
-        """Of every clip of a split once; `config`: its limits on a batch."""
-        index, law = self.index(split), self._evaluation_law(seed)
-        durations_s = index.durations_s
-        if law is not None:
-            zero = np.zeros(len(index), np.int64)
-            durations_s = law.lengths_s(Draws(zero, zero, np.arange(len(index)), durations_s, False), segment=0)
-        return EvaluationPlan(Source(split, durations_s), config)
+        """Plan every clip of a split once; `config`: its limits on a batch."""
+        crops, sources = self._evaluation_crops(seed), []
+        for number, index in enumerate(self._held_out(split)):
+            durations_s = index.durations_s
+            if crops is not None:
+                source, epoch = np.full(len(index), number), np.zeros(len(index), np.int64)
+                durations_s = crops.lengths_s(
+                    Draws(source, epoch, np.arange(len(index)), durations_s, False), segment=0
+                )
+            sources.append(Source(split, durations_s))
+        return EvaluationPlan(sources, config)
 
     def evaluation_set(self, split: Split, *, seed: int) -> PairedSpeech:
-        return self._dataset([self.index(split)], self._evaluation_law(seed))
+        return self._dataset(self._held_out(split), self._evaluation_crops(seed))
 
     def training_lengths(self) -> tuple[np.ndarray, np.ndarray]:
-        """Duration (N,) in seconds and number of characters (N,) of some whole clips, evenly spread over the sources:
-        what a baseline that only knows lengths is fitted to."""
+        """Return duration (N,) in seconds and number of characters (N,) of some whole clips, evenly spread over the
+        sources: what a baseline that only knows lengths is fitted to.
+        """
         durations_s, num_chars = [], []
         most = max(1, _LENGTH_CLIPS // len(self.sources))
         for index in (source.manifest for source in self.sources):
@@ -111,18 +116,18 @@ class PairedCorpus:
                     num_chars.append(len(text))
         return np.array(durations_s), np.array(num_chars)
 
-    def index(self, split: Split) -> ManifestIndex:
-        return {"valid": self.valid, "test": self.test}[split]
+    def _held_out(self, split: Split) -> list[ManifestIndex]:
+        return [source.manifest for source in self.valid] if split == "valid" else [self.test]
 
-    def _law(self, seed: int) -> CropLaw | None:
-        return None if self.config.crop is None else CropLaw(self.config.crop, seed)
+    def _crops(self, seed: int) -> CropSampler | None:
+        return None if self.config.crop is None else CropSampler(self.config.crop, seed)
 
-    def _evaluation_law(self, seed: int) -> CropLaw | None:
-        return self._law(seed) if self.config.evaluate == "crop" else None
+    def _evaluation_crops(self, seed: int) -> CropSampler | None:
+        return self._crops(seed) if self.config.evaluate == "crop" else None
 
-    def _dataset(self, indexes: Sequence[ManifestIndex], law: CropLaw | None) -> PairedSpeech:
+    def _dataset(self, indexes: Sequence[ManifestIndex], crops: CropSampler | None) -> PairedSpeech:
         caches: Iterable[PcmCache | None] = (
             PcmCache.open(index) if self.config.pcm_cache else None for index in indexes
         )
         tokenizer, config = self.config.tokenizer, self.config
-        return PairedSpeech(indexes, list(caches), config.pairs, law, self.tokenizer, tokenizer.max_tokens)
+        return PairedSpeech(indexes, list(caches), config.pairs, crops, self.tokenizer, tokenizer.max_tokens)

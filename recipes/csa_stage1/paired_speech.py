@@ -6,7 +6,7 @@ and after any resume. An evaluation, whose draws are the same each time, gets th
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -15,35 +15,38 @@ import torch.utils.data
 from torch import Tensor
 
 from core.config.schema import section
+from core.data.batch import TensorFields
 from core.data.index import ManifestIndex
 from core.data.pcm_cache import PcmCache
 from core.data.reading import BadSample, Place, place_of, read_place
 from core.samplers.blend import Draw, Draws
+from core.speech.audio import zero_mean_unit_variance
 from core.speech.resampling import resample
 from core.text.normalization import normalize_transcript
 from core.text.tokenization import Tokenizer
 from core.text.words import Words, words_of
-from recipes.csa_stage1.word_crops import CropLaw, word_crop
+from recipes.csa_stage1.word_crops import CropSampler, word_crop
 
 _DUMMY_S = 1.0
 
 
 @section
 class PairConfig:
-    """What the encoders get. `normalize`: each row to mean 0 and variance 1, as wav2vec 2.0 wants it. `text`: as it is
-    written, or as it is spoken (lower case, no punctuation, English numbers in words)."""
+    """The input of the encoders. `normalize`: each row to mean 0 and variance 1, as wav2vec 2.0 wants it. `text`: as it
+    is written, or as it is spoken (lower case, no punctuation, English numbers in words).
+    """
 
     sample_rate_hz: int = 16000
     normalize: bool = True
     text: Literal["written", "spoken"] = "written"
 
     def text_of(self, written: str, *, language: str) -> str | None:
-        """None where nothing is spoken."""
+        """Return what the model reads; None where nothing is spoken."""
         return normalize_transcript(written, language=language) if self.text == "spoken" else written
 
 
 @dataclass(frozen=True)
-class PairBatch:
+class PairBatch(TensorFields):
     """What one forward sees. `num_targets`: pairs. `text_keys`: equal where the spoken words are equal.
 
     An empty micro-batch is one silent row that counts for nothing.
@@ -56,20 +59,11 @@ class PairBatch:
     text_keys: Tensor  # (B,) int64
     sample_ids: list[str]
     num_targets: int
-    audio_s: float
-    padded_audio_s: float
+    length: float
+    padded_length: float
     texts: list[str] = field(default_factory=list)
     bad: list[BadSample] = field(default_factory=list)
-
-    def to(self, device: torch.device) -> "PairBatch":
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS})
-
-    def pin_memory(self) -> "PairBatch":
-        """Called by the loader where batches go to a GPU."""
-        return replace(self, **{name: getattr(self, name).pin_memory() for name in _TENSORS})
-
-
-_TENSORS = ("audio", "num_samples", "token_ids", "num_tokens", "text_keys")
+    unit: str = "s"
 
 
 @dataclass(frozen=True)
@@ -87,13 +81,13 @@ class Pair:
 class PairedSpeech(torch.utils.data.Dataset[PairBatch]):
     """`dataset[draws]` is the batch of one micro-batch of the plan.
 
-    `law`: how clips are cropped; None for whole clips. `caches`: of each index, None to decode its files.
+    `crops`: how clips are cropped; None for whole clips. `caches`: of each index, None to decode its files.
     """
 
     indexes: Sequence[ManifestIndex]
     caches: Sequence[PcmCache | None]
     config: PairConfig
-    law: CropLaw | None
+    crops: CropSampler | None
     tokenizer: Tokenizer
     max_tokens: int
     segment: int = 0  # of the plan: the epochs of each begin at 0
@@ -116,15 +110,15 @@ class PairedSpeech(torch.utils.data.Dataset[PairBatch]):
         return self._collate(pairs, bad)
 
     def _drawn(self, draws: Sequence[Draw]) -> tuple[list[float], list[float]]:
-        """The length of each draw's crop, infinite for the whole clip, and where it is meant to begin."""
-        if self.law is None or not draws:
+        """Return the length of each draw's crop, infinite for the whole clip, and where it is meant to begin."""
+        if self.crops is None or not draws:
             return [np.inf] * len(draws), [0.0] * len(draws)
         source, epoch, row = (np.array(column) for column in zip(*draws, strict=True))
         durations_s = np.array([self.indexes[draw.source].durations_s[draw.row] for draw in draws], np.float32)
         arrays = Draws(source, epoch, row, durations_s, repeats=False)
-        lengths_s = self.law.lengths_s(arrays, segment=self.segment)
+        lengths_s = self.crops.lengths_s(arrays, segment=self.segment)
         whole = lengths_s >= durations_s
-        return np.where(whole, np.inf, lengths_s).tolist(), self.law.places(arrays, segment=self.segment).tolist()
+        return np.where(whole, np.inf, lengths_s).tolist(), self.crops.places(arrays, segment=self.segment).tolist()
 
     def _pair(self, draw: Draw, *, length_s: float, place: float) -> Pair:
         record = self.indexes[draw.source].record(draw.row)
@@ -141,21 +135,21 @@ class PairedSpeech(torch.utils.data.Dataset[PairBatch]):
             raise BadSample(clip.sample_id, reason, clip.path)
         samples = self._read(draw, clip, start_s=start_s, duration_s=duration_s)
         if self.config.normalize:
-            samples = (samples - samples.mean()) / np.sqrt(samples.var() + 1e-7)
+            samples = zero_mean_unit_variance(samples, epsilon=1e-7)  # as transformers
         return Pair(clip.sample_id, samples, text, text_key(spoken or text), token_ids)
 
     def _part(self, clip: Place, words: Words, *, length_s: float, place: float) -> tuple[float, float, str]:
-        """Start and duration in the clip, and the text."""
+        """Return start and duration in the clip, and the text."""
         if not words.texts:
             raise BadSample(clip.sample_id, "no text", clip.path)
-        max_s = np.inf if self.law is None else self.law.config.max_s
+        max_s = np.inf if self.crops is None else self.crops.config.max_s
         crop = word_crop(words, duration_s=clip.duration_s, length_s=length_s, place=place, max_s=max_s)
         if crop is None:
             raise BadSample(clip.sample_id, f"every word is longer than {max_s:g} s", clip.path)
         return crop.start_s, crop.end_s - crop.start_s, words.text(crop.first, crop.last)
 
     def _read(self, draw: Draw, clip: Place, *, start_s: float, duration_s: float) -> np.ndarray:
-        """Of a file only the crop is decoded, where it has the rate we want; else all, as resampling looks around."""
+        """Decode only the crop, where the file has the rate we want; else all, as resampling looks around."""
         rate_hz = self.config.sample_rate_hz
         start, num = round(start_s * rate_hz), max(1, round(duration_s * rate_hz))
         cache = self.caches[draw.source]
@@ -188,15 +182,15 @@ class PairedSpeech(torch.utils.data.Dataset[PairBatch]):
             text_keys=torch.tensor([row.text_key for row in rows]),
             sample_ids=[row.sample_id for row in pairs],
             num_targets=len(pairs),
-            audio_s=sum(len(row.samples) for row in pairs) / rate_hz,
-            padded_audio_s=len(pairs) * audio.shape[1] / rate_hz,
+            length=sum(len(row.samples) for row in pairs) / rate_hz,
+            padded_length=len(pairs) * audio.shape[1] / rate_hz,
             texts=[row.text for row in pairs],
             bad=bad,
         )
 
 
 def text_key(text: str) -> int:
-    """Equal for equal texts: 64 bits of a hash."""
+    """Return 64 bits of a hash, equal for equal texts."""
     digest = hashlib.blake2b(text.casefold().encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 

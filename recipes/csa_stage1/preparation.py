@@ -36,7 +36,7 @@ from core.rundir.whole_files import appears_whole, read_json, write_json
 from recipes.csa_stage1.conversion import Conversion
 from recipes.csa_stage1.products import cache_samples, write_tsv
 from recipes.csa_stage1.sources import CorpusPart, open_parts
-from recipes.csa_stage1.workers import shown, worker_pool
+from recipes.csa_stage1.workers import with_progress, worker_pool
 
 logger = logging.getLogger(__name__)
 
@@ -48,10 +48,11 @@ AddWords = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 @section
 class PrepareConfig:
-    """`input`: LibriSpeech trees, manifests (.jsonl), or lists of the predecessor (.tsv). `trim_top_db`: how far below
-    the loudest silence is, null: nothing is cut off. `aligner`: a run of lmu_gigaspeech, by its name under `runs/` or
-    its directory, that finds when each word is said, where the corpus does not say. `overwrite`: make an output anew
-    that was made otherwise, instead of refusing it."""
+    """Input and output. `input`: LibriSpeech trees, manifests (.jsonl), lists of the predecessor (.tsv). `trim_top_db`:
+    how far below the loudest silence is, null: nothing is cut off. `aligner`: a run of lmu_gigaspeech, by its name
+    under `runs/` or its directory, that finds when each word is said, where the corpus does not say. `overwrite`: make
+    an output anew that was made otherwise, instead of refusing it.
+    """
 
     input: list[str]
     output: str
@@ -77,7 +78,7 @@ class Preparation:
 
     @classmethod
     def open(cls, config: PrepareConfig) -> "Preparation":
-        """ValueError for input that is none, and for two parts of one name."""
+        """Open the input; ValueError where it is none, and for two parts of one name."""
         parts = [part for path in config.input for part in open_parts(Path(path), shard_size=config.shard_size)]
         for name, number in Counter(part.name for part in parts).items():
             if number > 1:
@@ -90,11 +91,11 @@ class Preparation:
 
     @cached_property
     def input_hashes(self) -> list[str]:
-        """Of what is said in each part, as it was when this process first asked."""
+        """The hashes of what is said in each part, as it was when this process first asked."""
         return [_hash(part.text_files()) for part in self.parts]
 
     def stamp(self) -> dict[str, Any]:
-        """What decides how the output looks."""
+        """Return what decides how the output looks."""
         config = self.config
         return {
             "input": [part.describe() for part in self.parts],
@@ -107,13 +108,13 @@ class Preparation:
         }
 
     def _changes(self) -> list[str]:
-        """What decides how the output looks, and was otherwise when it was begun; a key that there was not is none."""
+        """Return what decides how the output looks, and was otherwise at its beginning; a new key is none."""
         path = self.output / STAMP
         known = read_json(path) if path.exists() else {}
         return [f"{key}: {known[key]} -> {now}" for key, now in self.stamp().items() if known.get(key, now) != now]
 
     def check(self) -> None:
-        """ValueError where the output was made otherwise, and is not to be overwritten."""
+        """Raise ValueError where the output was made otherwise, and is not to be overwritten."""
         if (changes := self._changes()) and not self.config.overwrite:
             raise ValueError(
                 f"{self.output} was made otherwise ({'; '.join(changes)}); set prepare.output to another folder, or "
@@ -133,7 +134,7 @@ class Preparation:
         write_json(self.output / STAMP, self.stamp())
 
     def is_finished(self) -> bool:
-        """Whether all is there, made as it should be, and every file as long as it was."""
+        """Return whether all is there, made as it should be, and every file as long as it was."""
         if not (self.output / SHARDS / FINISHED).exists() or self._changes():
             return False
         if self.config.pcm_cache and not all(self._has_cache(part) for part in self.parts):
@@ -141,7 +142,7 @@ class Preparation:
         return all(self._is_whole(part, shard) for part in self.parts for shard in range(part.num_shards))
 
     def shards(self, work: SharedWork, *, add_words: AddWords | None) -> bool:
-        """Convert all clips; False when stopped."""
+        """Convert all clips; return False when stopped."""
         config = self.config
         conversion = Conversion(self.output, config.sample_rate_hz, config.trim_top_db)
         with worker_pool(config.workers) as pool:
@@ -157,11 +158,11 @@ class Preparation:
             return work.pieces("clips", pieces, is_over=lambda: False)
 
     def lists(self, work: SharedWork) -> bool:
-        """What is made of all shards together, by one rank while the others wait; False when stopped."""
+        """Make the lists of all shards, by one rank while the others wait; return False when stopped."""
         return work.pieces("lists", [Piece("finish", self.is_finished, self._finish)], is_over=lambda: False)
 
     def _finish(self) -> None:
-        """Manifests, TSV, transcripts, caches."""
+        """Write manifests, TSV, transcripts and caches."""
         skipped: Counter[str] = Counter()
         with appears_whole(self.output / SKIPPED) as file:
             for part in self.parts:
@@ -195,7 +196,7 @@ class Preparation:
         (self.output / SHARDS / FINISHED).unlink(missing_ok=True)
         results = pool.map(conversion, part.utterances(shard), chunksize=8)
         with appears_whole(self._list(part, shard)) as file:
-            for one in shown(results, f"{part.name} {shard + 1} of {part.num_shards}"):
+            for one in with_progress(results, f"{part.name} {shard + 1} of {part.num_shards}"):
                 if isinstance(one, BadSample):
                     entry: dict[str, Any] = {"bad": one.to_record()}
                 else:
@@ -204,7 +205,7 @@ class Preparation:
                 file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
 
     def _is_whole(self, part: CorpusPart, shard: int) -> bool:
-        """Whether a shard's list is there, and its files as long as it says."""
+        """Return whether a shard's list is there, and its files as long as it says."""
         try:
             entries = list(_entries(self._list(part, shard)))
             return all((self.output / one["rel_path"]).stat().st_size == one["num_bytes"] for one in _good(entries))
@@ -241,13 +242,13 @@ class Preparation:
 
 
 def aligner_facts(run: Path) -> dict[str, Any]:
-    """Step, token and hash of the weights that `Aligner.open` takes; nothing where they are gone."""
+    """Return step, token and hash of the weights that `Recognizer.open` takes; nothing where they are gone."""
     complete = list_complete(run / CHECKPOINTS)
     return {"aligner_weights": read_json(complete[-1].directory / COMPLETE)} if complete else {}
 
 
 def _hash(paths: Iterable[Path]) -> str:
-    """Of the content of files, in their order."""
+    """Return the hash of the content of files, in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for path in paths:
         with path.open("rb") as file:

@@ -12,52 +12,27 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from core.checkpoint.store import CheckpointConfig
 from core.config.load import parse_args
 from core.config.schema import ConfigError, section
 from core.data.shared_work import SharedWork
-from core.job.run import Outcome, Run, RunConfig, run_job
-from core.job.stop import StopConfig
-from core.optim.optim import OptimConfig
+from core.job.run import Outcome, Run, run_job
+from core.job.settings import JobConfig
 from core.recognition.aligner import Aligner
-from core.report.loggers import LoggerConfig
+from core.recognition.transcriber import RECIPE, Recognizer
 from core.rundir.environment import runs_root
 from core.rundir.exit_codes import ExitCode
 from core.rundir.files import DONE
 from core.rundir.ledger import pieces_so_far
 from core.seeding import generator
-from core.train.settings import TrainConfig
+from core.train.trained import TrainedRun
 from recipes.csa_stage1.preparation import SHARDS, Preparation, PrepareConfig
 
 DEFAULT_CONFIG = Path(__file__).parent / "prepare.yaml"
 
 
 @section
-class Config:
-    """What every job's configuration has, and a preparation gives no choice in, are properties."""
-
-    run: RunConfig
+class Config(JobConfig):
     prepare: PrepareConfig
-
-    @property
-    def train(self) -> TrainConfig:
-        return TrainConfig(max_steps=1)
-
-    @property
-    def optim(self) -> OptimConfig:
-        return OptimConfig(lr=1.0)
-
-    @property
-    def checkpoint(self) -> CheckpointConfig:
-        return CheckpointConfig()
-
-    @property
-    def stop(self) -> StopConfig:
-        return StopConfig()
-
-    @property
-    def loggers(self) -> LoggerConfig:
-        return LoggerConfig()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +56,8 @@ def prepare(config: Config, run: Run) -> Outcome:
     preparation = Preparation.open(config.prepare)
     add_words = None
     if config.prepare.aligner is not None:
-        add_words = Aligner.open(runs_root() / config.prepare.aligner, ranks=run.ranks)
+        aligner = TrainedRun.named(config.prepare.aligner, key="prepare.aligner", recipes=RECIPE)
+        add_words = Aligner(Recognizer.open(aligner, ranks=run.ranks))
     problem = run.ranks.from_first(_begin(preparation) if run.ranks.is_first else None)
     if problem is not None:
         raise ConfigError([problem])

@@ -13,13 +13,13 @@ from core.data.pcm_cache import write_cache
 from core.data.reading import place_of, read_place
 from core.rundir.whole_files import appears_whole
 from recipes.csa_stage1.sources import TSV_HEADER
-from recipes.csa_stage1.workers import shown, worker_pool
+from recipes.csa_stage1.workers import with_progress, worker_pool
 
 _BLOCK = 32  # clips that a worker reads at a time
 
 
 def write_tsv(path: Path, sizes: Iterable[tuple[str, int]], *, sample_rate_hz: int, scratch: Path) -> None:
-    """(path of a clip, samples) as the predecessor's list, sorted by `sort`, which needs no memory for it.
+    """Write (path of a clip, samples) as the predecessor's list, sorted by `sort`, which needs no memory for it.
 
     ValueError for a path that two clips have.
     """
@@ -41,12 +41,12 @@ def write_tsv(path: Path, sizes: Iterable[tuple[str, int]], *, sample_rate_hz: i
 
 
 def cache_samples(manifest: Path, *, sample_rate_hz: int, workers: int) -> None:
-    """The samples of a manifest's files beside it (core/data/pcm_cache.py)."""
+    """Write the samples of a manifest's files beside it (core/data/pcm_cache.py)."""
     index = ManifestIndex.open(manifest)
     with worker_pool(workers) as pool:
         blocks = range(0, len(index), _BLOCK)
         read = pool.map(partial(_read_block, index), blocks)
-        clips = (clip for block in shown(read, f"cache of {manifest.stem}", len(blocks)) for clip in block)
+        clips = (clip for block in with_progress(read, f"cache of {manifest.stem}", len(blocks)) for clip in block)
         write_cache(manifest, clips, sample_rate_hz=sample_rate_hz)
 
 

@@ -1,6 +1,6 @@
 """Retrieval over a fixed gallery: does a query find its own? The same on any number of ranks.
 
-    speech = in_order(ranks, positions, features, num_rows=len(valid))      # from all ranks, in the manifest's order
+    speech = gather_in_order(ranks, positions, features, num_rows=len(valid))  # from all ranks, in the manifest's order
     places = find_places(speech, text, keys=keys)                           # (Q,): 1 is first
     scores = place_scores(places)                                           # r1 r5 r10 mrr median_rank mean_rank
     low, high = bootstrap_interval(places <= 1, seed=0)
@@ -21,8 +21,8 @@ RECALL_AT = (1, 5, 10)
 _QUERIES_AT_ONCE = 1024
 
 
-def in_order(ranks: Ranks, positions: np.ndarray, rows: np.ndarray, *, num_rows: int) -> np.ndarray:
-    """The rows (n, ...) of all ranks, each at its position: (num_rows, ...) on every rank.
+def gather_in_order(ranks: Ranks, positions: np.ndarray, rows: np.ndarray, *, num_rows: int) -> np.ndarray:
+    """Return the rows (n, ...) of all ranks, each at its position: (num_rows, ...) on every rank.
 
     All ranks together; one may have none. A position given twice keeps one of its rows. ValueError for missing ones.
     """
@@ -42,7 +42,7 @@ def in_order(ranks: Ranks, positions: np.ndarray, rows: np.ndarray, *, num_rows:
 def find_places(
     queries: np.ndarray, gallery: np.ndarray, *, keys: np.ndarray | None = None, candidates: np.ndarray | None = None
 ) -> np.ndarray:
-    """The place of gallery row q for query q, by inner product: (Q,) int64, 1 is first.
+    """Return the place of gallery row q for query q, by inner product: (Q,) int64, 1 is first.
 
     queries (Q, D), gallery (Q, D). An item as near as the own one counts as nearer, and so does one that cannot be
     compared: a model that gives all the same, or NaN, has the last place. keys (Q,): other rows with the key of the own
@@ -63,14 +63,14 @@ def find_places(
 
 
 def place_scores(places: np.ndarray) -> dict[str, float]:
-    """r1, r5, r10 (shares of the queries), mrr (mean of 1 / place), median_rank, mean_rank."""
+    """Return r1, r5, r10 (shares of the queries), mrr (mean of 1 / place), median_rank, mean_rank."""
     recalls = {f"r{k}": float((places <= k).mean()) for k in RECALL_AT}
     ranks = {"median_rank": float(np.median(places)), "mean_rank": float(places.mean())}
     return {**recalls, "mrr": float((1 / places).mean()), **ranks}
 
 
 def chance_scores(gallery_size: int) -> dict[str, float]:
-    """What `place_scores` gives on average where each place is equally likely."""
+    """Return what `place_scores` gives on average where each place is equally likely."""
     every = np.arange(1, gallery_size + 1)
     return place_scores(every)
 
@@ -78,7 +78,7 @@ def chance_scores(gallery_size: int) -> dict[str, float]:
 def bootstrap_interval(
     values: np.ndarray, *, seed: int, num_samples: int = 2000, share: float = 0.95
 ) -> tuple[float, float]:
-    """The mean of (Q,) values lies in this interval, by drawing the queries anew with replacement (Efron 1979)."""
+    """Return the interval of the mean of values (Q,), drawing queries anew with replacement (Efron 1979)."""
     counts, drawn = len(values), generator(seed, "bootstrap")
     means = [values[drawn.integers(0, counts, counts)].mean() for _ in range(num_samples)]
     low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
@@ -86,7 +86,7 @@ def bootstrap_interval(
 
 
 def gallery_loss(speech: np.ndarray, text: np.ndarray, *, scale: float, keys: np.ndarray | None = None) -> float:
-    """The symmetric cross-entropy of core/losses/contrastive.py over the whole gallery, a pair; in fp64."""
+    """Return the symmetric cross-entropy of core/losses/contrastive.py over the whole gallery, a pair; in fp64."""
     total = 0.0
     for queries, gallery in ((speech, text), (text, speech)):
         wide = gallery.astype(np.float64)
@@ -102,14 +102,14 @@ def gallery_loss(speech: np.ndarray, text: np.ndarray, *, scale: float, keys: np
 
 @dataclass(frozen=True)
 class LengthModel:
-    """duration_s = slope_s num_chars + offset_s: what finds a text without listening."""
+    """The line duration_s = slope_s num_chars + offset_s, which finds a text without listening."""
 
     slope_s: float
     offset_s: float
 
     @classmethod
     def fit(cls, durations_s: np.ndarray, num_chars: np.ndarray) -> "LengthModel":
-        """Least squares over pairs, which should be those of training."""
+        """Fit least squares over pairs, which should be those of training."""
         slope_s, offset_s = np.polyfit(num_chars.astype(np.float64), durations_s.astype(np.float64), 1)
         return cls(float(slope_s), float(offset_s))
 
@@ -123,7 +123,7 @@ class LengthModel:
         keys: np.ndarray | None = None,
         candidates: np.ndarray | None = None,
     ) -> np.ndarray:
-        """The chance of each query to have its own among the nearest `at`: (Q,), with ties broken at random.
+        """Return each query's chance to have its own among the nearest `at`: (Q,), with ties broken at random.
 
         The distance is that of a duration to the one expected of a text. `of`: "speech" are the queries, or "text".
         """
@@ -144,7 +144,7 @@ class LengthModel:
 
 
 def nearest_in_length(lengths: np.ndarray, num_others: int, *, keys: np.ndarray | None = None) -> np.ndarray:
-    """For each item the rows of the `num_others` others nearest in length: (Q, num_others), for `candidates`.
+    """Return for each item the rows of the `num_others` others nearest in length: (Q, num_others).
 
     keys (Q,): others with the key of the item are left out. Ties go to the first row. ValueError for too few others.
     """
@@ -161,7 +161,7 @@ def nearest_in_length(lengths: np.ndarray, num_others: int, *, keys: np.ndarray 
 
 
 def _is_rival(others: np.ndarray, own: np.ndarray, keys: np.ndarray | None) -> np.ndarray:
-    """others (q, K), own (q,) -> (q, K): neither the own one nor of the same text."""
+    """Map others (q, K), own (q,) to (q, K): neither the own one nor of the same text."""
     if keys is None:
         return others != own[:, None]
     return (others != own[:, None]) & (keys[others] != keys[own][:, None])

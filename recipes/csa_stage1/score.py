@@ -18,13 +18,14 @@ from torch import nn
 from core.config.load import parse_args
 from core.data.stream import evaluation_batches
 from core.distributed import Ranks, joined
-from core.job.errors import said_plainly
+from core.job.errors import exit_on_error
 from core.job.run import Outcome, Run
 from core.losses.contrastive import MAX_LOG_SCALE
 from core.models.pretrained.text import FrozenText
 from core.rundir.environment import runs_root
 from core.rundir.files import NEIGHBOURS, SCORES, SIMILARITIES
 from core.rundir.whole_files import append_record, write_json
+from core.train.evaluate import evaluation_mode
 from core.train.trained import load_trained
 from recipes.csa_stage1.assembly import (
     DEFAULT_CONFIG,
@@ -43,7 +44,7 @@ from recipes.csa_stage1.retrieval import (
     chance_scores,
     find_places,
     gallery_loss,
-    in_order,
+    gather_in_order,
     nearest_in_length,
     place_scores,
 )
@@ -80,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_args(Config, argv=argv, prog="score", description=__doc__, default_config=DEFAULT_CONFIG)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     directory = runs_root() / config.run.name
-    with joined(device=config.run.device) as ranks, said_plainly():
+    with joined(device=config.run.device) as ranks, exit_on_error():
         corpus = open_corpus(config, directory, ranks=ranks)
         frozen = open_frozen_text(config, ranks=ranks)
         model = build_model(config, corpus, frozen)
@@ -134,32 +135,34 @@ def batches_of(config: Config, corpus: PairedCorpus, split: Split, *, ranks: Ran
 def collect(
     batches: Iterable[Any], model: nn.Module, frozen: FrozenText | None, *, ranks: Ranks, run: Run | None = None
 ) -> Gallery | None:
-    """The embeddings of all pairs, on all ranks alike; None when `run` wants to stop. ValueError for no pairs."""
-    model.eval()
+    """Return all pairs' embeddings, on all ranks alike; None when `run` wants to stop. ValueError for no pairs."""
     sample_ids: list[str] = []
     texts: list[str] = []
     columns: dict[str, list[np.ndarray]] = {"speech": [], "text": [], "keys": [], "num_samples": []}
     scale = 1.0
-    for batch in batches:
-        if run is not None:
-            run.phases.enter("validate")
-            if ranks.any(run.stop.reason is not None):
-                return None
-        batch = batch.to(ranks.device)
-        output = embed(model, batch, text_of(batch, frozen))
-        scale = float(output.log_scale.clamp(max=MAX_LOG_SCALE).exp())
-        rows = {"speech": output.speech, "text": output.text, "keys": batch.text_keys, "num_samples": batch.num_samples}
-        for name, values in rows.items():
-            columns[name].append(values[: batch.num_targets].cpu().numpy())
-        sample_ids += batch.sample_ids
-        texts += batch.texts
+    with evaluation_mode(model):
+        for batch in batches:
+            if run is not None:
+                run.phases.enter("validate")
+                if ranks.any(run.stop.reason is not None):
+                    return None
+            batch = batch.to(ranks.device)
+            output = embed(model, batch, text_of(batch, frozen))
+            scale = float(output.log_scale.clamp(max=MAX_LOG_SCALE).exp())
+            rows = {"speech": output.speech, "text": output.text}
+            rows |= {"keys": batch.text_keys, "num_samples": batch.num_samples}
+            for name, values in rows.items():
+                columns[name].append(values[: batch.num_targets].cpu().numpy())
+            sample_ids += batch.sample_ids
+            texts += batch.texts
     if run is not None:
         run.phases.enter("outside")
     said_in = {one: text for share in ranks.gather(list(zip(sample_ids, texts, strict=True))) for one, text in share}
     order = {sample_id: place for place, sample_id in enumerate(sorted(said_in))}
     positions = np.array([order[sample_id] for sample_id in sample_ids], dtype=np.int64)
     whole = {
-        name: in_order(ranks, positions, np.concatenate(parts), num_rows=len(order)) for name, parts in columns.items()
+        name: gather_in_order(ranks, positions, np.concatenate(parts), num_rows=len(order))
+        for name, parts in columns.items()
     }
     return Gallery(
         sample_ids=list(order),

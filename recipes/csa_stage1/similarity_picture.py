@@ -8,7 +8,7 @@ _MOST = 400  # rows that can be told apart
 
 
 def draw_similarities(similarities: np.ndarray, order_by: np.ndarray, path: Path) -> None:
-    """similarities (N, N) of speech and text; order_by (N,): rows and columns are sorted by it, e.g. by length.
+    """Draw similarities (N, N) of speech and text; rows and columns are sorted by order_by (N,), e.g. by length.
 
     Of more than 400 pairs, so many evenly spread.
     """

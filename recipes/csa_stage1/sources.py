@@ -20,7 +20,7 @@ TSV_HEADER = "rel_path\tnum_samples\tduration_sec\n"
 
 
 class Utterance(NamedTuple):
-    """One clip to prepare. `rel_path`: where its FLAC goes. `supervisions`: as in a manifest's line."""
+    """A clip to prepare. `rel_path`: where its FLAC goes. `supervisions`: as in a manifest's line."""
 
     rel_path: str
     sample_id: str
@@ -29,7 +29,7 @@ class Utterance(NamedTuple):
     supervisions: list[dict[str, Any]]
 
     def audio(self) -> Place:
-        """ValueError where the file has no header that can be read."""
+        """Return where the audio is; ValueError for a file without a readable header."""
         if self.place is not None:
             return self.place
         try:
@@ -49,21 +49,21 @@ class CorpusPart(Protocol):
     def num_shards(self) -> int: ...
     def utterances(self, shard: int) -> Iterator[Utterance | BadSample]: ...
     def describe(self) -> str:
-        """Changes when another corpus is meant."""
+        """Return a text that changes when another corpus is meant."""
         ...
 
     def text_files(self) -> list[Path]:
-        """The files that say what is said; a corpus is another one when their content is."""
+        """Return the files that say what is said; a corpus is another one when their content is."""
         ...
 
     @property
     def transcripts(self) -> list[tuple[Path, str]]:
-        """Files of the tree to copy along, and where to."""
+        """The files of the tree to copy along, and where to."""
         ...
 
 
 def open_parts(source: Path, *, shard_size: int) -> list[CorpusPart]:
-    """The parts of a corpus. ValueError for one without transcripts, or that is none."""
+    """Return the parts of a corpus. ValueError for one without transcripts, or that is none."""
     if source.suffix == ".jsonl":
         return [ManifestPart(ManifestIndex.open(source), shard_size)]
     if source.suffix == ".tsv":
@@ -177,7 +177,7 @@ class TreePart:
 
 @dataclass(frozen=True)
 class TsvPart:
-    """What the predecessor's script made: a TSV, beside the tree that it names, with the transcripts in it."""
+    """The output of the predecessor's script: a TSV, beside the tree that it names, with the transcripts in it."""
 
     tsv: Path
     offsets: list[int]  # where each shard begins
@@ -242,7 +242,7 @@ class TsvPart:
 
 
 def read_transcripts(path: Path) -> dict[str, str]:
-    """Lines `sample_id words ...`."""
+    """Read lines `sample_id words ...`."""
     lines = (line.strip().partition(" ") for line in path.read_text(encoding="utf-8").splitlines())
     return {sample_id: text.strip() for sample_id, _, text in lines if sample_id}
 
@@ -255,7 +255,7 @@ def _transcripts_of(folder: Path) -> dict[str, str]:
 
 
 def _words_beside(transcripts: Path) -> dict[str, list[Any]]:
-    """The times of words by LibriSpeech-alignments, where its files were copied into the tree."""
+    """Read the times of words by LibriSpeech-alignments, where its files were copied into the tree."""
     path = _alignments(transcripts)
     if not path.exists():
         return {}

@@ -25,9 +25,9 @@ from recipes.csa_stage1.assembly import (
     DEFAULT_CONFIG,
     Config,
     attention_of,
-    begin_with,
     build_model,
     contrast,
+    load_initial_weights,
     open_corpus,
     open_frozen_text,
 )
@@ -53,7 +53,7 @@ def train(config: Config, run: Run) -> Outcome:
     frozen = open_frozen_text(config, ranks=run.ranks)
     model = build_model(config, corpus, frozen)
     if run.ranks.from_first(run.checkpoints.newest_step()) is None:
-        begin_with(model, config, ranks=run.ranks)
+        load_initial_weights(model, config, ranks=run.ranks)
     freeze(model, config.optim.freeze)
     logger.info("%s", describe_parameters(model, freeze=config.optim.freeze, decay=config.optim.decay))
     precision = resolve_precision(config.parallel.precision, run.ranks)

@@ -7,7 +7,7 @@ _LOWEST_POWER = 1e-10
 
 
 def trimmed(samples: np.ndarray, *, top_db: float) -> tuple[int, int]:
-    """Samples start ... end - 1 are from the first to the last frame within `top_db` of the loudest; (S,) float.
+    """Return start, end of the samples (S,) from the first to the last frame within `top_db` of the loudest.
 
     Frames of 2048 samples, zeros beyond the ends, centered at every 512th sample; loud is their mean square. librosa
     keeps digital silence whole, as all of it is as loud as the loudest; here nothing of it is left: (0, 0).

@@ -21,8 +21,8 @@ Item = TypeVar("Item")
 _LOOK_EVERY_S = 2.0
 
 
-def shown(items: Iterable[Item], what: str, num: int | None = None) -> Iterator[Item]:
-    """With a progress bar, where there is a terminal."""
+def with_progress(items: Iterable[Item], what: str, num: int | None = None) -> Iterator[Item]:
+    """Yield the items with a progress bar, where there is a terminal."""
     return iter(track(items, what, num, transient=True) if sys.stdout.isatty() else items)
 
 
@@ -36,10 +36,10 @@ def worker_pool(num_workers: int) -> Iterator[ProcessPoolExecutor]:
 def _start_worker(parent: int) -> None:
     ignore_stop_signals()
     torch.set_num_threads(1)
-    threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(parent,), daemon=True).start()
 
 
-def _follow(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     """End with the process that started this one: killed, it cannot say so, and its workers would wait for ever."""
     while os.getppid() == parent:
         time.sleep(_LOOK_EVERY_S)

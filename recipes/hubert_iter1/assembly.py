@@ -2,23 +2,17 @@
 
 from dataclasses import field
 from pathlib import Path
+from typing import ClassVar
 
-from core.checkpoint.store import CheckpointConfig
-from core.config.schema import ConfigError, section
-from core.data.stream import LoaderConfig
+from core.config.schema import section
 from core.distributed import Ranks
-from core.job.run import RunConfig
-from core.job.stop import StopConfig
 from core.losses.masked_prediction import MaskedPredictionConfig
 from core.models.hubert.config import HubertConfig
 from core.models.hubert.model import HubertPretraining
-from core.optim.optim import OptimConfig
-from core.parallel.settings import ParallelConfig
-from core.report.loggers import LoggerConfig
-from core.samplers.shapes import ShapedPlanConfig
-from core.train.settings import TrainConfig
-from core.train.trained import load_trained, read_section, weights_hash
-from core.units.frame_features import HiddenFeatures, MfccFeatures
+from core.samplers.settings import ShapedPlanConfig
+from core.train.config import TrainingConfig
+from core.train.trained import TrainedRun, weights_hash
+from core.units.frame_features import HiddenFeatures, MfccFeatures, layers_of_run
 from core.units.frame_labels import FrameGrid
 from core.units.labelled_speech import LabelledSpeechConfig
 from core.units.labelling import LabellingConfig
@@ -36,41 +30,30 @@ class FeatureConfig:
 
 
 @section
-class Config:
+class Config(TrainingConfig):
     """`features` and `labelling`: how prepare makes labels; `quality`: which layers train compares at its end."""
 
-    run: RunConfig
+    EQUAL: ClassVar = (
+        *TrainingConfig.EQUAL,
+        ("labelling.kmeans.num_clusters", "model.num_classes"),
+        ("plan.max_cut_s", "data.crop.max_s"),
+    )
+
     data: LabelledSpeechConfig
     features: FeatureConfig
     labelling: LabellingConfig
     plan: ShapedPlanConfig
     model: HubertConfig
-    train: TrainConfig
-    optim: OptimConfig
     quality: QualityConfig
     loss: MaskedPredictionConfig = field(default_factory=MaskedPredictionConfig)
-    loader: LoaderConfig = field(default_factory=LoaderConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    stop: StopConfig = field(default_factory=StopConfig)
-    loggers: LoggerConfig = field(default_factory=LoggerConfig)
 
-    def __post_init__(self) -> None:
-        steps, clusters = getattr(self.optim.schedule, "total_steps", None), self.labelling.kmeans.num_clusters
-        equal = {
-            "optim.schedule.total_steps and train.max_steps": (steps or self.train.max_steps, self.train.max_steps),
-            "labelling.kmeans.num_clusters and model.num_classes": (clusters, self.model.num_classes),
-            "plan.max_cut_s and data.crop.max_s": (self.plan.max_cut_s, self.data.crop.max_s),
-        }
-        problems = [
-            f"{keys} must be equal, got {one} and {other}" for keys, (one, other) in equal.items() if one != other
-        ]
+    def problems(self) -> list[str]:
+        problems = super().problems()
         if self.plan.over_budget != "crop":
             problems.append(f"plan.over_budget={self.plan.over_budget} must be crop: longer clips give a part of them")
         if max(self.quality.layers) > self.model.num_layers:
             problems.append(f"quality.layers={self.quality.layers} must be at most {self.model.num_layers}")
-        if problems:
-            raise ConfigError(problems)
+        return problems
 
     @property
     def grid(self) -> FrameGrid:
@@ -78,17 +61,12 @@ class Config:
 
 
 def clustered(config: Config) -> MfccFeatures:
-    """The features whose clusters this iteration predicts."""
+    """Return the features whose clusters this iteration predicts."""
     return MfccFeatures(config.features.convention)
 
 
 def layers_of(directory: Path, layers: list[int], *, ranks: Ranks) -> list[HiddenFeatures]:
-    """Layers of the newest checkpoint of a run of this or another iteration."""
-    model = HubertPretraining(HubertConfig(**read_section(directory, "model")))
-    load_trained(model, directory, ranks=ranks)
-    grid = FrameGrid(model.config.hop_samples, model.config.window_samples)
-    normalize, found = read_section(directory, "data")["crop"]["normalize"], weights_hash(model)
-    return [
-        HiddenFeatures(model.hubert, layer, grid, dim=model.config.dim, checkpoint=found, normalize=normalize)
-        for layer in layers
-    ]
+    """Return layers of the newest checkpoint of a run of this recipe."""
+    run = TrainedRun(directory, "hubert_iter1", str(directory))
+    model = run.model(HubertConfig, HubertPretraining, ranks=ranks)
+    return layers_of_run(run, model.hubert, layers, checkpoint=weights_hash(model))

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core.data.index import ManifestIndex
-from core.job.errors import said_plainly
+from core.job.errors import exit_on_error
 from core.rundir.environment import runs_root
-from core.units.label_store import LabelCard, LabelStore, manifest_print
+from core.units.label_store import LabelCard, LabelStore, manifest_fingerprint
 from core.units.labelling import LABELS
 from recipes.hubert_iter1.label_text import export_labels, import_labels
 
@@ -39,11 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.action == "import" and options.num_clusters is None:
         parser.error("import needs --num-clusters: the largest label need not occur")
-    with said_plainly():
+    with exit_on_error():
         index = ManifestIndex.open(options.manifest)
         directory = runs_root() / options.run / LABELS / index.manifest.stem
         if options.action == "export":
-            store = LabelStore.open(directory, manifest=manifest_print(index))
+            store = LabelStore.open(directory, manifest=manifest_fingerprint(index))
             export_labels(store, index, tsv=options.tsv, labels=options.labels)
             print(f"{options.labels}: labels of {len(store)} cuts, {store.card}")
         else:
@@ -64,7 +64,7 @@ def card_of(options: argparse.Namespace, index: ManifestIndex) -> LabelCard:
         rate_hz=RATE_HZ["hubert" if is_hidden else "mfcc"],
         codebook=f"of {hashlib.blake2b(options.labels.read_bytes(), digest_size=16).hexdigest()}",
         checkpoint=options.checkpoint,
-        manifest=manifest_print(index),
+        manifest=manifest_fingerprint(index),
     )
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from core.config.load import parse_args
 from core.data.stream import evaluation_batches
 from core.distributed import Ranks, joined
-from core.job.errors import said_plainly
+from core.job.errors import exit_on_error
 from core.recognition.fusion import build_scorer
 from core.recognition.recognize import Scored, recognize, record_hypotheses, summarize
 from core.recognition.waveform_asr import WaveformCorpus
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_args(Config, argv=argv, prog="evaluate", description=__doc__, default_config=DEFAULT_CONFIG)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     directory = runs_root() / config.run.name
-    with joined(device=config.run.device) as ranks, said_plainly():
+    with joined(device=config.run.device) as ranks, exit_on_error():
         if not (directory / VOCABULARY).exists():
             raise ValueError(f"{directory} has no {VOCABULARY}: fine-tune the run first, or name another by run.name")
         corpus = WaveformCorpus.open(config.data, directory, ranks=ranks)
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def recognize_test(config: Config, ranks: Ranks, model: nn.Module, corpus: WaveformCorpus) -> list[Scored]:
     """Every test utterance once, on all ranks alike."""
-    plan = EvaluationPlan(Source("test", corpus.test.durations_s), config.plan)
+    plan = EvaluationPlan([Source("test", corpus.test.durations_s)], config.plan)
     dataset = corpus.evaluation_set("test", output_lengths=config.model.output_lengths)
     return recognize(
         model,

@@ -17,12 +17,13 @@ from typing import get_args
 import torch
 
 from core import distributed
-from core.job.errors import said_plainly
+from core.job.errors import exit_on_error
+from core.models.hubert.config import HubertConfig
+from core.models.hubert.model import HubertPretraining
 from core.models.hubert.names import Style, export_state, save_huggingface
-from core.rundir.environment import runs_root
 from core.rundir.whole_files import appears_whole
-from core.train.trained import weights_hash
-from recipes.hubert_iter2.assembly import trained_model
+from core.train.trained import TrainedRun, weights_hash
+from recipes.hubert_iter2.assembly import RECIPES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,10 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--format", required=True, choices=get_args(Style))
     options = parser.parse_args(argv)
     output: Path = options.output
-    with said_plainly(), distributed.joined(device="cpu") as ranks:
+    with exit_on_error(), distributed.joined(device="cpu") as ranks:
         if output.exists():
             raise ValueError(f"{output} exists already; choose another name")
-        model = trained_model(runs_root() / options.run, ranks=ranks)
+        run = TrainedRun.named(options.run, key="RUN", recipes=RECIPES)
+        model = run.model(HubertConfig, HubertPretraining, ranks=ranks)
         output.parent.mkdir(parents=True, exist_ok=True)
         if options.format == "huggingface":
             unfinished = output.with_name(f".{output.name}.{os.getpid()}")

@@ -24,11 +24,11 @@ from core.optim.parameters import describe_parameters, freeze
 from core.parallel.engine import build_engine
 from core.recognition.recognize import Predictions, count_errors
 from core.recognition.waveform_asr import WaveformCorpus
-from core.samplers.plan import EvaluationPlan, Plan, Source
+from core.samplers.plan import EvaluationPlan, Plan
 from core.train.evaluate import evaluate
 from core.train.loop import fit
 from recipes.hubert_iter2.evaluate import recognize_test, write_results
-from recipes.hubert_iter2.finetune_assembly import DEFAULT_CONFIG, Config, begin_with, build_model
+from recipes.hubert_iter2.finetune_assembly import DEFAULT_CONFIG, Config, build_model, load_initial_weights
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +51,14 @@ def finetune(config: Config, run: Run) -> Outcome:
 
     model = build_model(config, vocab_size=size, seed=run.seed)
     if config.pretrained is not None and run.ranks.from_first(run.checkpoints.newest_step()) is None:
-        begin_with(model, config.pretrained, normalize=config.data.normalize, ranks=run.ranks)
+        load_initial_weights(model, config.pretrained, normalize=config.data.normalize, ranks=run.ranks)
     freeze(model, config.optim.freeze)
     logger.info("%s", describe_parameters(model, freeze=config.optim.freeze, decay=config.optim.decay))
     engine = build_engine(model, config.parallel, optim=config.optim, ranks=run.ranks)
 
     def validate(step: int) -> Mapping[str, float] | None:
         predictions = Predictions(run, corpus.vocabulary, step=step)
-        eval_plan = EvaluationPlan(Source("valid", corpus.valid.durations_s), config.plan)
+        eval_plan = EvaluationPlan([source.planned for source in corpus.valid], config.plan)
         dataset = corpus.evaluation_set("valid", output_lengths=lengths)
         batches = evaluation_batches(eval_plan, dataset, config=config.loader, ranks=run.ranks)
         return evaluate(run, model, batches, partial(count_errors, predictions=predictions))

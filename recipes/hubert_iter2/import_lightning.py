@@ -6,19 +6,18 @@ python -m recipes.hubert_iter2.import_lightning epoch=220-step=241553.ckpt run.n
 
 import sys
 from collections.abc import Sequence
-from functools import partial
 
 from core.models.hubert.lightning import import_lightning
 from core.models.hubert.model import HubertPretraining
-from core.train.imported import begin_run, parse_import
+from core.train.imported import import_run
 from recipes.hubert_iter2.assembly import DEFAULT_CONFIG, Config
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    file, config = parse_import(Config, argv=argv, description=__doc__, default_config=DEFAULT_CONFIG)
-    model = HubertPretraining(config.model)
-    begin_run(config, model, partial(import_lightning, model, path=file))
-    return 0
+    return import_run(
+        Config, lambda config: HubertPretraining(config.model), import_lightning,
+        argv=argv, description=__doc__, default_config=DEFAULT_CONFIG,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def filled(model: HubertPretraining, source: Path, style: Style) -> list[str]:
-    """Copy the weights into the model; the names of what the source has nothing for. ValueError where it is another."""
+    """Copy the weights into the model; return the names that the source lacks. ValueError where it is another."""
     if not source.exists():
         raise ValueError(f"{source}: there is no such file or folder")
     if style == "huggingface" and source.is_dir():

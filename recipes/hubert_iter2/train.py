@@ -12,20 +12,10 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
-import torch
-from torch import nn
-
 from core.config.load import parse_args
 from core.data.layer_drop import LayerDropStream
 from core.data.stream import TrainStream, evaluation_batches
 from core.job.run import Outcome, Run, run_job
-from core.losses.masked_prediction import (
-    MaskedPredictionConfig,
-    frame_accuracies,
-    frames_to_predict,
-    prediction_loss,
-)
-from core.losses.output import LossOutput, Metrics
 from core.models.flops import batch_flops
 from core.models.hubert.flops import training_flops
 from core.models.hubert.model import HubertPretraining
@@ -33,16 +23,18 @@ from core.optim.parameters import describe_parameters, freeze
 from core.parallel.engine import build_engine
 from core.rundir.files import CLUSTERS, SCORES
 from core.rundir.whole_files import write_json
-from core.samplers.plan import EvaluationPlan, Plan, Source
+from core.samplers.plan import EvaluationPlan, Plan
 from core.seeding import seed_everything
 from core.train.evaluate import evaluate
 from core.train.loop import fit
+from core.train.trained import TrainedRun
 from core.units.cluster_report import draw_report
 from core.units.frame_features import FrameFeatures, HiddenFeatures, MfccFeatures, hidden_name
 from core.units.label_store import LabelStore
 from core.units.labelled_speech import LabelledSpeech, most_frequent_label
+from core.units.masked_prediction import loss_fn, score
 from core.units.unit_quality import HeldOut, compare
-from recipes.hubert_iter2.assembly import DEFAULT_CONFIG, Config, clustered, layers_of
+from recipes.hubert_iter2.assembly import DEFAULT_CONFIG, RECIPES, Config, clustered, layers_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +52,7 @@ def train(config: Config, run: Run) -> Outcome:
     if config.features.checkpoint is not None:
         expected["checkpoint"] = config.features.checkpoint
     stores = corpus.stores(**expected)
-    teacher = teacher_of(stores, config, run)
+    teacher = teacher_of([*stores.train, *stores.valid], config, run)
     plan = Plan([source.planned for source in corpus.sources], config.plan, seed=run.seed)
     dataset = corpus.training_set(stores, grid=config.grid, seed=run.seed, shapes=config.plan.shapes)
     stream = TrainStream(plan, dataset, config=config.loader, ranks=run.ranks, accept_data=config.run.accept_data)
@@ -76,7 +68,7 @@ def train(config: Config, run: Run) -> Outcome:
 
     def validate(step: int) -> Mapping[str, float] | None:
         dataset = corpus.validation_set(stores, grid=config.grid, seed=run.seed, shapes=config.plan.shapes)
-        eval_plan = EvaluationPlan(Source("valid", corpus.valid.durations_s), config.plan)
+        eval_plan = EvaluationPlan([source.planned for source in corpus.valid], config.plan)
         batches = evaluation_batches(eval_plan, dataset, config=config.loader, ranks=run.ranks)
         scored = partial(score, most_frequent=most_frequent_label(stores), config=config.loss)
         return evaluate(run, model, batches, scored)
@@ -109,37 +101,6 @@ def teacher_of(stores: list[LabelStore], config: Config, run: Run) -> HiddenFeat
     return teacher
 
 
-def loss_fn(model: nn.Module, batch: Any, *, config: MaskedPredictionConfig) -> LossOutput:
-    """Cross-entropy of the masked frames' clusters, summed over them, and the penalty on the features."""
-    labels, masked = batch.labels, batch.masked_frames
-    output = model(
-        batch.audio,
-        batch.num_samples,
-        masked_frames=masked,
-        predicted_frames=frames_to_predict(labels, masked, config),
-        dropped_layers=batch.dropped_layers,
-    )
-    return prediction_loss(output.logits, labels, batch.num_frames, masked, output.penalties, config=config)
-
-
-def score(model: nn.Module, batch: Any, *, most_frequent: int, config: MaskedPredictionConfig) -> Metrics:
-    """Loss, accuracies, and that of a model that hears nothing: `unigram_accuracy`, of the same masked frames."""
-    every = torch.arange(batch.labels.size(1), device=batch.labels.device).expand_as(batch.labels)
-    output = model(batch.audio, batch.num_samples, masked_frames=batch.masked_frames, predicted_frames=every)
-    if not batch.num_targets:  # the empty batch of a rank that has no more clips
-        return {}
-    is_unigram = batch.targets == most_frequent
-    labels, num_frames, masked = batch.labels, batch.num_frames, batch.masked_frames
-    places = frames_to_predict(labels, masked, config)[..., None].expand(-1, -1, output.logits.size(-1))
-    loss = prediction_loss(output.logits.gather(1, places), labels, num_frames, masked, output.penalties, config=config)
-    found = {
-        **frame_accuracies(output.logits, labels, num_frames, masked),
-        "unigram_accuracy": (is_unigram.sum(), float(is_unigram.numel())),
-        "loss": (loss.loss_sum, float(batch.num_targets)),
-    }
-    return {f"valid_{name}": counted for name, counted in found.items()}
-
-
 def compare_layers(config: Config, run: Run, outcome: Outcome, teacher: HiddenFeatures | None) -> Outcome:
     """Layers of the trained model beside MFCC and the layer that made its labels, as units of held-out speech."""
     held_out = HeldOut.open(config.quality, grid=config.grid, seed=run.seed)
@@ -149,7 +110,8 @@ def compare_layers(config: Config, run: Run, outcome: Outcome, teacher: HiddenFe
         if teacher.smooth_frames > 1:
             features["targets"] = teacher
     rivals = [name for name in ("mfcc", "teacher") if name in features]
-    for layer in layers_of(run.directory, config.quality.layers, ranks=run.ranks):
+    this_run = TrainedRun(run.directory, RECIPES, str(run.directory))
+    for layer in layers_of(this_run, config.quality.layers, ranks=run.ranks):
         features[f"layer_{layer.layer}"] = layer
     found = compare(features, held_out, rivals=rivals, ranks=run.ranks)
     logger.info("%s", found.describe())

@@ -14,9 +14,9 @@ from torch import nn
 from core.config.load import parse_args
 from core.data.stream import evaluation_batches
 from core.distributed import Ranks, joined
-from core.job.errors import said_plainly
+from core.job.errors import exit_on_error
 from core.job.run import Outcome, Run
-from core.recognition.asr_corpus import texts_of
+from core.recognition.asr_corpus import texts_of, training_cuts
 from core.recognition.fusion import build_scorer
 from core.recognition.recognize import Scored, recognize, record_hypotheses, summarize
 from core.rundir.environment import runs_root
@@ -24,7 +24,7 @@ from core.rundir.files import SCORES
 from core.rundir.whole_files import write_json
 from core.samplers.plan import EvaluationPlan, Source
 from core.train.trained import load_trained
-from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus, build_model, training_cuts
+from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus, build_model
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parse_args(Config, argv=argv, prog="score", description=__doc__, default_config=DEFAULT_CONFIG)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     directory = runs_root() / config.run.name
-    with joined(device=config.run.device) as ranks, said_plainly():
+    with joined(device=config.run.device) as ranks, exit_on_error():
         corpus = Corpus.open(config, directory, ranks=ranks)
         model = build_model(config, vocab_size=len(corpus.vocabulary), seed=config.run.seed)
         load_trained(model, directory, ranks=ranks, precision=config.parallel.precision)
@@ -59,7 +59,7 @@ def score_test(config: Config, run: Run, model: nn.Module, corpus: Corpus, outco
 
 def recognize_test(config: Config, ranks: Ranks, model: nn.Module, corpus: Corpus) -> list[Scored]:
     """Every test utterance once, on all ranks alike."""
-    plan = EvaluationPlan(Source(SPLIT, corpus.test.durations_s), config.plan)
+    plan = EvaluationPlan([Source(SPLIT, corpus.test.durations_s)], config.plan)
     return recognize(
         model,
         evaluation_batches(plan, corpus.evaluation_set("test"), config=config.loader, ranks=ranks),

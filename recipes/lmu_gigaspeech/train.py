@@ -22,7 +22,7 @@ from core.models.flops import batch_flops, ctc_training
 from core.optim.parameters import describe_parameters, freeze
 from core.parallel.engine import build_engine
 from core.recognition.recognize import Predictions, count_errors
-from core.samplers.plan import EvaluationPlan, Source
+from core.samplers.plan import EvaluationPlan
 from core.train.evaluate import evaluate
 from core.train.loop import fit
 from recipes.lmu_gigaspeech.assembly import DEFAULT_CONFIG, Config, Corpus, build_model, build_stream
@@ -51,7 +51,7 @@ def train(config: Config, run: Run) -> Outcome:
     def validate(step: int) -> Mapping[str, float] | None:
         predictions = Predictions(run, corpus.vocabulary, step=step)
         dataset = corpus.evaluation_set("valid")
-        eval_plan = EvaluationPlan(Source("valid", corpus.valid.durations_s), config.plan)
+        eval_plan = EvaluationPlan([source.planned for source in corpus.valid], config.plan)
         batches = evaluation_batches(eval_plan, dataset, config=config.loader, ranks=run.ranks)
         return evaluate(run, model, batches, partial(count_errors, predictions=predictions))
 

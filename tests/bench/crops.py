@@ -26,7 +26,7 @@ from core.samplers.plan import Draw
 from core.seeding import generator
 from core.text.tokenization import ByteTokenizer
 from recipes.csa_stage1.paired_speech import PairConfig, PairedSpeech
-from recipes.csa_stage1.word_crops import CropLaw, WordCropConfig
+from recipes.csa_stage1.word_crops import CropSampler, WordCropConfig
 
 RATE = 16000
 DEMO = Path(__file__).parents[2] / "manifests" / "demo"
@@ -135,10 +135,10 @@ def reading_cases(index: ManifestIndex) -> dict[str, Case]:
 def pair_cases(index: ManifestIndex) -> dict[str, Case]:
     """All that a worker does for a pair; the predecessor's way with its reading only, so it is flattered."""
     draws = [Draw(0, 0, row) for row in range(len(index))]
-    law = CropLaw(WordCropConfig(), seed=0)
+    crops = CropSampler(WordCropConfig(), seed=0)
 
     def pairs(cache: PcmCache | None) -> PairedSpeech:
-        return PairedSpeech([index], [cache], PairConfig(), law, ByteTokenizer(), max_tokens=512)
+        return PairedSpeech([index], [cache], PairConfig(), crops, ByteTokenizer(), max_tokens=512)
 
     files, cached = pairs(None), pairs(PcmCache.open(index))
     return {

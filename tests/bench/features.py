@@ -68,6 +68,8 @@ def feature_cases(rows: int) -> dict[str, Case]:
     normalized, plain = LogMel(FeatureConfig()), LogMel(FeatureConfig(normalize="none"))
     cases: dict[str, Case] = {
         "LogMel, normalized": lambda: normalized(audio, lengths),
+        "a LogMel made anew, for one frame": lambda: LogMel(FeatureConfig())(audio[:, :1], lengths.clamp(max=1)),
+        "the same LogMel, for one frame": lambda: normalized(audio[:, :1], lengths.clamp(max=1)),
         "LogMel": lambda: plain(audio, lengths),
     }
     try:

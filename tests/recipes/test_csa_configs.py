@@ -62,7 +62,7 @@ def test_scale_and_norms_do_not_decay() -> None:
 
 
 @pytest.mark.parametrize(("name", "setting", "problem"), [
-    ("tiny", "train.max_steps=5", "optim.schedule.total_steps=300 must equal train.max_steps=5"),
+    ("tiny", "optim.schedule.total_steps=5", "optim.schedule.total_steps=5 must equal train.max_steps=300"),
     ("tiny", "data.crop.max_s=2.0", "plan.max_cut_s=3.0 must equal data.crop.max_s=2.0"),
     ("tiny", "plan.over_budget=skip", "plan.over_budget=skip must be crop"),
     ("tiny", "data.crop=null", "plan.over_budget=crop needs data.crop"),
@@ -85,9 +85,9 @@ def test_keys_that_must_agree(name: str, setting: str, problem: str) -> None:
 
 
 def test_all_that_disagrees_is_said_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["plan.over_budget=skip", "loss.kind=siglip", "train.max_steps=7"]
+    words = ["plan.over_budget=skip", "loss.kind=siglip", "optim.schedule.total_steps=7"]
     with pytest.raises(SystemExit) as raised:
         train.main(["--config", str(RECIPE / "tiny.yaml"), *words])
     assert raised.value.code == ExitCode.CONFIG
     told = capsys.readouterr().err
-    assert all(problem in told for problem in ("must be crop", "bias_init", "must equal train.max_steps=7"))
+    assert all(problem in told for problem in ("must be crop", "bias_init", "must equal train.max_steps=300"))

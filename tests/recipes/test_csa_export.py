@@ -21,6 +21,7 @@ from core.rundir.whole_files import read_json
 from core.text.vocabulary import CharacterVocabulary
 from recipes.csa_stage1 import export
 from recipes.csa_stage1.assembly import Config
+from tests.closeness import assert_close
 from tests.recipes import csa_runs
 
 ONE_STEP = ("train.max_steps=1", "train.validate_every_steps=null", "parallel.strategy=ddp")
@@ -60,10 +61,10 @@ def test_our_hubert_is_one_of_hugging_face(exported: Exported) -> None:
     assert type(theirs).__name__ == "HubertModel"
     extractor = AutoFeatureExtractor.from_pretrained(output / "speech_encoder")
     values = extractor(noise()[0].numpy() * 3 + 1, sampling_rate=16000, return_tensors="pt").input_values
-    torch.testing.assert_close(values, (noise() - noise().mean()) / noise().std(unbiased=False), atol=1e-4, rtol=0)
+    assert_close(values, (noise() - noise().mean()) / noise().std(unbiased=False))
     with torch.inference_mode():
         found = theirs(values).last_hidden_state
-    torch.testing.assert_close(found, frames(model, values), atol=1e-5, rtol=1e-5)
+    assert_close(found, frames(model, values))
     _check_rest(model, output)
 
 
@@ -91,7 +92,7 @@ def test_encoders_of_hugging_face(exported: Exported, tmp_path: Path) -> None:
     theirs = AutoModel.from_pretrained(output / "speech_encoder").eval()
     with torch.inference_mode():
         found = theirs(noise()).last_hidden_state
-    torch.testing.assert_close(found, frames(model, noise()), atol=1e-5, rtol=1e-5)
+    assert_close(found, frames(model, noise()))
     before = AutoModel.from_pretrained(speech).eval().state_dict()
     assert any(not torch.equal(tensor, before[name]) for name, tensor in theirs.state_dict().items()), "it was trained"
 
@@ -101,7 +102,7 @@ def test_encoders_of_hugging_face(exported: Exported, tmp_path: Path) -> None:
     with torch.inference_mode():
         cls = bert(**tokens).last_hidden_state[:, 0]
         ours = model.text_encoder(tokens.input_ids, tokens.attention_mask.sum(1))
-    torch.testing.assert_close(cls, ours, atol=1e-5, rtol=1e-5)
+    assert_close(cls, ours)
 
 
 def test_a_model_that_lost_its_last_norm_is_refused(tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ from core.text.words import words_of
 from recipes.csa_stage1.paired_corpus import PairedCorpus, PairedCorpusConfig
 from recipes.csa_stage1.paired_speech import PairBatch, PairConfig, text_key
 from recipes.csa_stage1.word_crops import WordCropConfig
+from tests.closeness import assert_close
+
+pytestmark = pytest.mark.numerics
 
 DEMO = Path(__file__).parents[2] / "manifests" / "demo"
 RATE = 16000
@@ -106,6 +109,27 @@ def test_a_pair_is_the_same_in_any_batch_worker_and_after_any_resume(tmp_path: P
     assert all(same(a, b) for a, b in zip(again[0].batches, here[2].batches, strict=True))
 
 
+def test_a_blend_is_validated_with_each_clip_once(tmp_path: Path) -> None:
+    """In batches of crops whose lengths the plan knows, of each source of the blend."""
+    entries = [
+        f"{{manifest: {DEMO}/{name}_dev.jsonl, weight: {weight}}}" for name, weight in (("english", 3), ("russian", 1))
+    ]
+    (tmp_path / "both.yaml").write_text(f"sources: [{', '.join(entries)}]\n")
+    made = corpus(tmp_path / "run", valid=str(tmp_path / "both.yaml"), evaluate="crop")
+    plan, data = made.evaluation_plan("valid", PLAN, seed=1), made.evaluation_set("valid", seed=1)
+    batches = [data[one] for one in plan.batches(0, 1)]
+    indexes = [source.manifest for source in made.valid]
+    assert sorted(
+        one for batch in batches for one in [*batch.sample_ids, *(bad.sample_id for bad in batch.bad)]
+    ) == sorted(cut.id for index in indexes for cut in index.cuts())
+    meant_s = [data._drawn(one)[0] for one in plan.batches(0, 1)]
+    for one, lengths_s in zip(plan.batches(0, 1), meant_s, strict=True):
+        whole = [
+            min(length, indexes[draw.source].durations_s[draw.row]) for draw, length in zip(one, lengths_s, strict=True)
+        ]
+        assert whole == sorted(whole, reverse=True)
+
+
 def test_batches_are_of_crops_alike_in_length(tmp_path: Path) -> None:
     made = corpus(tmp_path)
 
@@ -113,7 +137,7 @@ def test_batches_are_of_crops_alike_in_length(tmp_path: Path) -> None:
         plan = made.training_plan(replace(PLAN, num_buckets=num_buckets, max_cuts=4), seed=1)
         data = made.training_set(seed=1)
         batches = [data[draws] for step in islice(plan.steps(), 12) for draws in step.micro_batches]
-        return sum(batch.audio_s for batch in batches) / sum(batch.padded_audio_s for batch in batches)
+        return sum(batch.length for batch in batches) / sum(batch.padded_length for batch in batches)
 
     assert useful(12) > 0.9 > 0.8 > useful(1)
 
@@ -170,7 +194,7 @@ def test_rows_are_normalized_as_wav2vec_wants_them(tmp_path: Path) -> None:
     expected = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)(
         rows, sampling_rate=RATE, padding=True, return_tensors="np"
     )
-    assert np.abs(expected["input_values"] - batch.audio.numpy()).max() < 1e-4
+    assert_close(batch.audio, expected["input_values"])
 
 
 def test_spoken_text_and_keys(tmp_path: Path) -> None:
@@ -218,7 +242,7 @@ def test_what_cannot_be_used_is_listed_and_the_rest_goes_on(tmp_path: Path) -> N
     assert "no words are spoken" in reasons["dots"] and "101 tokens, 100 are allowed" in reasons["long"]
     for empty in (data[draws(1)], data[[]]):
         assert empty.num_targets == 0 and empty.audio.shape == (1, RATE) and not empty.audio.any()
-        assert empty.num_tokens.tolist() == [1] and empty.sample_ids == [] and empty.audio_s == 0
+        assert empty.num_tokens.tolist() == [1] and empty.sample_ids == [] and empty.length == 0
 
 
 def test_a_recording_is_read_in_parts_and_channels_and_rates(tmp_path: Path) -> None:

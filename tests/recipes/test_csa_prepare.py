@@ -326,7 +326,7 @@ def test_words_by_a_trained_run(tmp_path: Path, config: Path) -> None:
     codes, text = made(tmp_path, [tmp_path / "in.jsonl"], "prepare.aligner=tiny")
     assert codes == [ExitCode.CONFIG] and re.search(r"aligner_weights: .*'step': 2.* -> .*'step': 3", text), text
     codes, text = made(tmp_path, [tmp_path / "in.jsonl"], "prepare.aligner=none", "prepare.overwrite=true")
-    assert codes == [ExitCode.CONFIG] and "name a run of lmu_gigaspeech" in text, text
+    assert codes == [ExitCode.CONFIG] and "prepare.aligner=none is no run of lmu_gigaspeech" in text, text
     assert json.loads((tmp_path / "out" / "prepare.json").read_text())["aligner"] == "tiny", "nothing was touched"
 
 

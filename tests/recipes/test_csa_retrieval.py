@@ -13,7 +13,7 @@ from recipes.csa_stage1.retrieval import (
     chance_scores,
     find_places,
     gallery_loss,
-    in_order,
+    gather_in_order,
     nearest_in_length,
     place_scores,
 )
@@ -154,8 +154,8 @@ def test_like_lengths_take_the_length_models_advantage() -> None:
 def test_rows_come_in_order_and_missing_ones_are_named() -> None:
     rows = np.arange(12.0).reshape(6, 2)
     order = np.array([3, 0, 5, 1, 4, 2])
-    assert np.array_equal(in_order(ALONE, order, rows[order], num_rows=6), rows)
+    assert np.array_equal(gather_in_order(ALONE, order, rows[order], num_rows=6), rows)
     with pytest.raises(ValueError, match="2 of 6 rows of the gallery are missing, the first is 1"):
-        in_order(ALONE, np.array([0, 2, 3, 5]), rows[:4], num_rows=6)
+        gather_in_order(ALONE, np.array([0, 2, 3, 5]), rows[:4], num_rows=6)
     with pytest.raises(ValueError, match="no rank has any of the 6 rows"):
-        in_order(ALONE, order[:0], rows[:0], num_rows=6)
+        gather_in_order(ALONE, order[:0], rows[:0], num_rows=6)

@@ -106,7 +106,7 @@ def test_every_strategy_makes_the_same_losses(strategy: str, uncut: Uncut) -> No
     """With dropout: whatever is drawn follows from the place of a micro-batch."""
     found, expected = uncut(strategy, 2), uncut("ddp", 2)
     assert min(csa_runs.norms(expected)) > 1.0, "clipping must be active"
-    assert runs.losses(found) == pytest.approx(runs.losses(expected), rel=0, abs=1e-5)
+    assert runs.losses(found) == pytest.approx(runs.losses(expected), rel=5e-6)
     assert csa_runs.norms(found) == pytest.approx(csa_runs.norms(expected), rel=1e-5)
     assert runs.samples(found) == runs.samples(expected)
 
@@ -135,7 +135,7 @@ def test_ranks_and_chunks_do_not_change_a_step(config: Path, tmp_path: Path) -> 
         found = tmp_path / name
         for ours, theirs in zip(runs.samples(found), runs.samples(expected), strict=True):
             assert sorted(chain(*ours)) == sorted(chain(*theirs))
-        assert runs.losses(found) == pytest.approx(runs.losses(expected), rel=0, abs=1e-5), name
+        assert runs.losses(found) == pytest.approx(runs.losses(expected), rel=5e-6), name
         assert csa_runs.norms(found) == pytest.approx(csa_runs.norms(expected), rel=1e-4), name
 
 

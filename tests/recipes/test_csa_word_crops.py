@@ -12,10 +12,10 @@ from scipy import stats
 from core.data.index import ManifestIndex
 from core.samplers.blend import Draws
 from core.text.words import Words, guessed_words, words_of
-from recipes.csa_stage1.word_crops import CropLaw, WordCropConfig, word_crop
+from recipes.csa_stage1.word_crops import CropSampler, WordCropConfig, word_crop
 
 DEMO = Path(__file__).parents[2] / "manifests" / "demo"
-LAW = CropLaw(WordCropConfig(), seed=7)
+CROPS = CropSampler(WordCropConfig(), seed=7)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def crops_of(sentences: list[tuple[Words, float]], num: int) -> list[tuple[Words
     found: list[tuple[Words, float, float, Any]] = []
     for epoch in range(-(-num // len(sentences))):
         drawn = draws(durations, epoch=epoch)
-        lengths, places = LAW.lengths_s(drawn, segment=0).tolist(), LAW.places(drawn, segment=0).tolist()
+        lengths, places = CROPS.lengths_s(drawn, segment=0).tolist(), CROPS.places(drawn, segment=0).tolist()
         for (words, duration), length, place in zip(sentences, lengths, places, strict=True):
             crop = word_crop(words, duration_s=duration, length_s=length, place=place, max_s=3.0)
             found.append((words, duration, length, crop))
@@ -79,7 +79,7 @@ def test_the_predecessors_crops_break_nine_words_in_ten(sentences: list[tuple[Wo
 @pytest.mark.parametrize("duration_s", [0.6, 1.0, 1.7, 2.99, 3.0, 3.01, 9.0])
 def test_clips_shorter_than_the_longest_crop_follow_the_same_law(duration_s: float) -> None:
     """min(U(1, 3), d): whole with probability (3 - d) / 2, and no jump at 3 s."""
-    lengths = LAW.lengths_s(draws(np.full(10_000, duration_s)), segment=0)
+    lengths = CROPS.lengths_s(draws(np.full(10_000, duration_s)), segment=0)
     whole = np.clip((3 - duration_s) / 2, 0, 1)
     assert (lengths == np.float32(duration_s)).mean() == pytest.approx(whole, abs=0.015)
     cut = lengths[lengths < np.float32(duration_s)]
@@ -90,17 +90,17 @@ def test_clips_shorter_than_the_longest_crop_follow_the_same_law(duration_s: flo
 def test_the_draw_follows_from_seed_segment_source_epoch_and_row() -> None:
     durations = np.full(50, 20.0)
 
-    def both(law: CropLaw = LAW, *, segment: int = 0, **place: int) -> np.ndarray:
+    def both(crops: CropSampler = CROPS, *, segment: int = 0, **place: int) -> np.ndarray:
         drawn = draws(durations, **place)
-        return np.stack([law.lengths_s(drawn, segment=segment), law.places(drawn, segment=segment)])
+        return np.stack([crops.lengths_s(drawn, segment=segment), crops.places(drawn, segment=segment)])
 
     first = both()
     assert (first == both()).all()
-    others = [both(CropLaw(WordCropConfig(), 8)), both(segment=1), both(epoch=1), both(source=1)]
+    others = [both(CropSampler(WordCropConfig(), 8)), both(segment=1), both(epoch=1), both(source=1)]
     assert all((first != other).all() for other in others)
     assert abs(np.corrcoef(first[0], first[1])[0, 1]) < 0.5, "length and place are drawn apart"
     backwards = draws(durations)._replace(row=np.arange(50)[::-1])
-    assert (LAW.lengths_s(backwards, segment=0) == first[0, ::-1]).all(), "whatever else is in the batch"
+    assert (CROPS.lengths_s(backwards, segment=0) == first[0, ::-1]).all(), "whatever else is in the batch"
 
 
 WORDS = st.lists(st.tuples(st.floats(0, 1.5), st.floats(0.02, 5.0)), min_size=0, max_size=12)

@@ -26,6 +26,7 @@ from core.rundir.files import CHECKPOINTS, CONFIG, METRICS
 from core.rundir.whole_files import read_json, read_records
 from core.samplers.plan import Plan
 from core.units.labelled_speech import LabelledSpeech
+from tests.closeness import assert_close
 from tests.core.models.hubert.test_lightning import NUM_UPDATES, gradients, lightning, saved
 from tests.core.models.hubert.test_model import rival_of
 from tests.recipes import hubert_runs, runs
@@ -116,7 +117,7 @@ def test_train_goes_on_from_an_imported_checkpoint(
     found = {name.removeprefix("/"): value for name, value in runs.state(run).items()}
     assert found.keys() - expected.keys() == {"optimizer_class.AdamW"} and expected.keys() <= found.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+        assert_close(found[name], value, name=name)
 
 
 @pytest.mark.parametrize(("setting", "problem"), [

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-import recipes.hubert_iter2.assembly as assembly2
 from core.models.hubert.names import Style
 from core.rundir.checkpoints import list_complete
 from core.rundir.exit_codes import ExitCode
 from core.rundir.files import CHECKPOINTS, DONE, METRICS, SCORES
 from core.rundir.whole_files import read_json, read_records
+from core.train import trained
 from core.train.trained import load_trained
 from core.units.label_store import LabelStore
 from recipes.hubert_iter2 import export, import_weights
@@ -97,7 +97,7 @@ def test_features_that_are_not_finite_name_the_clip(
         model.hubert.encoder.layers[0].attention.q_proj.weight.data[0, 0] = torch.nan
         return step
 
-    monkeypatch.setattr(assembly2, "load_trained", spoiled)
+    monkeypatch.setattr(trained, "load_trained", spoiled)
     (tmp_path / "tiny1").symlink_to(whole / "tiny1")
     codes, text = hubert_runs.prepare(configs[2], tmp_path, iteration=2)
     assert codes == [ExitCode.CONFIG] and re.search(

@@ -140,7 +140,7 @@ def test_two_ranks_train_as_one(iteration: int, shapes: str, configs: dict[int, 
     norms = [r["grad_norm"] for r in read_records(found[1] / METRICS) if r["phase"] == "train"]
     assert min(norms) > 0.5, "clipping must be active"
     assert runs.samples(found[2]) == runs.samples(found[1])
-    assert runs.losses(found[2]) == pytest.approx(runs.losses(found[1]), rel=0, abs=1e-5)
+    assert runs.losses(found[2]) == pytest.approx(runs.losses(found[1]), rel=5e-6)
     validated = [[r for r in read_records(found[n] / METRICS) if r["phase"] == "valid"][-1] for n in (1, 2)]
     for name in ("valid_masked_accuracy", "valid_unmasked_accuracy", "valid_unigram_accuracy"):
         assert validated[0][name] == pytest.approx(validated[1][name], abs=0.01), name

@@ -115,7 +115,7 @@ def test_two_nodes_with_two_tasks_each_train_as_one_process(slurm: Slurm, config
     codes, text = runs.link(config, tmp_path / "alone", *BY_NUMBER_OF_RANKS)
     assert codes == [ExitCode.DONE], text
     assert runs.samples(run) == runs.samples(tmp_path / "alone" / "tiny")
-    assert runs.losses(run) == pytest.approx(runs.losses(tmp_path / "alone" / "tiny"), rel=0, abs=1e-5)
+    assert runs.losses(run) == pytest.approx(runs.losses(tmp_path / "alone" / "tiny"), rel=5e-6)
 
 
 def test_ranks_of_a_tp_group_read_the_same_and_dp_ranks_other_examples(slurm: Slurm, config: Path) -> None:

@@ -111,13 +111,13 @@ def _take(buffer: list["MonoCut"], *, plan: PlanConfig, rng: np.random.Generator
     """Places in the sorted buffer: a random cut, then others of about its length, as many as the plan allows."""
     first = int(rng.integers(len(buffer)))
     longest_s = buffer[first].duration
-    most = int(plan.capacity(np.array(longest_s)))
+    most = int(plan.budget.capacity(np.array(longest_s)))
     width = min(len(buffer), max(most, len(buffer) // plan.num_buckets))
     begin = min(max(0, first - int(rng.integers(width))), len(buffer) - width)
     taken, ids = [first], {buffer[first].id}
     for place in (begin + rng.permutation(width)).tolist():
         longest_s = max(longest_s, buffer[place].duration)
-        if len(taken) >= plan.capacity(np.array(longest_s)):
+        if len(taken) >= plan.budget.capacity(np.array(longest_s)):
             break
         if buffer[place].id not in ids:  # a cut of the next pass may lie beside itself
             taken.append(place)

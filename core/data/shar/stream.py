@@ -68,6 +68,10 @@ class SharStream:
         check_dp_size(ranks.dp_size, micro_batches_per_step=plan.micro_batches_per_step)
         if plan.over_budget == "crop":
             raise ValueError("plan.over_budget=crop: data.order=randomized crops nothing; use skip, alone or error")
+        if plan.alike_micro_batches is not None:
+            raise ValueError(
+                "plan.alike_micro_batches must be null: data.order=randomized makes no steps of like length"
+            )
         workers = max(1, config.num_workers)
         self.num_readers = ranks.dp_size * workers
         if self.num_readers > len(shar.shards):
@@ -76,7 +80,7 @@ class SharStream:
                 f"{ranks.dp_size} x loader.num_workers={config.num_workers}), and each needs one of its own; "
                 f"{_advice(len(shar.shards), ranks.dp_size)}"
             )
-        self._admitted = admit(Source(shar.directory.name, shar.durations_s), plan)
+        self._admitted = admit(Source(shar.directory.name, shar.durations_s), plan.budget)
         self._shar, self._plan, self._config, self._ranks = shar, plan, config, ranks
         self._make_sample, self._dummy, self._rate_hz = make_sample, dummy, sample_rate_hz
         self._seed, self._accept_data = seed, accept_data
@@ -87,7 +91,7 @@ class SharStream:
     def describe(self) -> list[str]:
         found = self._admitted
         num_shards = len(self._shar.shards)
-        line = f"shar {self._shar}: {found.num:,} cuts = {found.audio_s / 3600:,.1f} h in {num_shards} shards"
+        line = f"shar {self._shar}: {found.num:,} cuts = {found.total_length / 3600:,.1f} h in {num_shards} shards"
         if found.num_too_short:
             line += f"; {found.num_too_short:,} shorter than {self._plan.min_cut_s:g} s skipped"
         if found.num_over_budget:

@@ -13,12 +13,14 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Size = Literal["base", "large", "xlarge"]
 
+# What a model that begins with a pretrained encoder may choose anew, beside its dropout.
+OF_PRETRAINING = ("feature_grad_scale", "final_dim", "num_classes")
 _CONV_LAYERS = [[512, 10, 5], *[[512, 3, 2]] * 4, *[[512, 2, 2]] * 2]
 
 
 @section
 class HubertEncoderConfig:
-    """The encoder; the defaults are HuBERT base.
+    """Sizes of the encoder; the defaults are HuBERT base.
 
     `conv_layers`: [channels, kernel, stride] each. `pre_norm`: norms before attention and feed-forward, not after.
     `feature_grad_scale`: what the gradient that reaches the convolutions is multiplied by.
@@ -50,19 +52,19 @@ class HubertEncoderConfig:
 
     @property
     def hop_samples(self) -> int:
-        """Samples from one frame to the next."""
+        """The samples from one frame to the next."""
         return math.prod(stride for _, _, stride in self.conv_layers)
 
     @property
     def window_samples(self) -> int:
-        """Samples that a frame sees before the transformer."""
+        """The samples that a frame sees before the transformer."""
         window, hop = 1, 1
         for _, kernel, stride in self.conv_layers:
             window, hop = window + (kernel - 1) * hop, hop * stride
         return window
 
     def output_lengths(self, num_samples: Any) -> Any:
-        """Frames of so many samples: of an int, or elementwise of an array or tensor."""
+        """Return the frames of so many samples: an int, or an array or tensor of them."""
         return conv_lengths(num_samples, self.conv_layers)[-1]
 
 
@@ -75,9 +77,9 @@ class HubertConfig(HubertEncoderConfig):
 
 
 def hubert_config(size: Size, *, num_classes: int) -> HubertConfig:
-    """The published architectures: base (95M), large (317M), xlarge (964M).
+    """Return a published architecture: base (95M), large (317M), xlarge (964M).
 
-    As trained by fairseq, without biases in the convolutions; Hugging Face's larger models have them (`conv_bias`).
+    The convolutions have no biases, as trained by fairseq; Hugging Face's larger models have them (`conv_bias`).
     """
     if size == "base":
         return HubertConfig(num_classes=num_classes)

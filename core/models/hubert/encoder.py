@@ -22,12 +22,12 @@ class FeatureProjection(nn.Module):
         self.dropout = Dropout(config.projection_dropout)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, D)."""
+        """Map (B, T, C) to (B, T, D)."""
         return self.dropout(self.projection(self.layer_norm(features)))
 
 
 class HubertEncoder(nn.Module):
-    """Positions by a wide convolution, then transformer layers."""
+    """A wide convolution that encodes positions, then transformer layers."""
 
     def __init__(self, config: HubertEncoderConfig) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class HubertEncoder(nn.Module):
     def forward(
         self, x: Tensor, is_valid: Tensor, *, dropped_layers: Collection[int], num_layers: int | None
     ) -> Tensor:
-        """x (B, T, D) with zeros where is_valid (B, T) is not -> (B, T, D)."""
+        """Map x (B, T, D), with zeros where is_valid (B, T) is False, to (B, T, D)."""
         x = x + self.pos_conv_embed(x)
         if not self.pre_norm:
             x = self.layer_norm(x)
@@ -55,7 +55,7 @@ class HubertEncoder(nn.Module):
 
 
 class PositionalConv(nn.Module):
-    """GELU of a convolution whose weight is normalized for each tap (Salimans and Kingma 2016)."""
+    """The GELU of a convolution whose weight is normalized for each tap (Salimans and Kingma 2016)."""
 
     def __init__(self, config: HubertEncoderConfig) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class PositionalConv(nn.Module):
         self.conv = weight_norm(conv, dim=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D); an even kernel makes a frame too many."""
+        """Map (B, T, D) to (B, T, D); an even kernel makes a frame too many."""
         return F.gelu(self.conv(x.transpose(1, 2))[..., : x.size(1)]).transpose(1, 2)
 
 
@@ -83,13 +83,13 @@ class HubertLayer(nn.Module):
         self.final_layer_norm = nn.LayerNorm(config.dim)
 
     def forward(self, x: Tensor, is_seen: Tensor, *, is_dropped: bool = False) -> Tensor:
-        """x (B, T, D), is_seen (B, 1, 1, T) -> (B, T, D).
+        """Map x (B, T, D) and is_seen (B, 1, 1, T) to (B, T, D).
 
         A dropped layer gives x back and computes nothing. It is called all the same: FSDP2 fails on a module whose
         parameters it never gathered.
         """
         if is_dropped:
-            return pass_over(x, self.parameters())
+            return skip_layer(x, self.parameters())
         if self.pre_norm:
             x = x + self.dropout(self.attention(self.layer_norm(x), is_seen))
             return x + self.feed_forward(self.final_layer_norm(x))
@@ -104,7 +104,7 @@ class HubertAttention(nn.Module):
         self.k_proj, self.v_proj, self.q_proj, self.out_proj = (small_linear(config.dim, config.dim) for _ in range(4))
 
     def forward(self, x: Tensor, is_seen: Tensor) -> Tensor:
-        """x (B, T, D), is_seen (B, 1, 1, T) -> (B, T, D)."""
+        """Map x (B, T, D) and is_seen (B, 1, 1, T) to (B, T, D)."""
         q, k, v = (
             projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, T, D / H)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -123,21 +123,21 @@ class FeedForward(nn.Module):
         self.output_dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, T, D)."""
+        """Map (B, T, D) to (B, T, D)."""
         hidden = self.intermediate_dropout(F.gelu(self.intermediate_dense(x)))
         return self.output_dropout(self.output_dense(hidden))
 
 
 def small_linear(input_dim: int, output_dim: int) -> nn.Linear:
-    """As BERT begins: weights of standard deviation 0.02, biases 0."""
+    """Return a layer that begins as BERT's do: weights of standard deviation 0.02, biases 0."""
     linear = nn.Linear(input_dim, output_dim)
     nn.init.normal_(linear.weight, std=0.02)
     nn.init.zeros_(linear.bias)
     return linear
 
 
-def pass_over(x: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
-    """x; the parameters get gradients of 0, as every engine expects of each parameter in each backward."""
+def skip_layer(x: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Return x; the parameters get gradients of 0, as every engine expects of each parameter in each backward."""
     return _PassedOver.apply(x, *parameters)
 
 

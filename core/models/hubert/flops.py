@@ -10,7 +10,7 @@ _MASKED_SHARE = 0.53
 
 
 def training_flops(config: HubertConfig, *, num_frames: int) -> float:
-    """Forward and backward of a clip of `num_frames` frames: 3 x forward, less the input gradient of the waveform."""
+    """Count the training on a clip of so many frames: 3 x forward, less the waveform's input gradient."""
     if num_frames < 1:
         return 0.0
     head_rows = _MASKED_SHARE * num_frames
@@ -24,7 +24,7 @@ def training_flops(config: HubertConfig, *, num_frames: int) -> float:
 def finetuning_flops(
     config: HubertEncoderConfig, *, num_frames: int, vocab_size: int, trains_convs: bool, trains_encoder: bool
 ) -> float:
-    """As `training_flops`, with a CTC layer over all frames; of what is frozen the forward only."""
+    """Count like `training_flops`, with a CTC layer over all frames; of what is frozen the forward only."""
     if num_frames < 1:
         return 0.0
     convs = front_end_flops(config, num_frames=num_frames)
@@ -40,7 +40,7 @@ def finetuning_flops(
 
 
 def front_end_flops(config: HubertEncoderConfig, *, num_frames: int) -> list[float]:
-    """Forward of each convolution over the samples that so many frames see."""
+    """Count the forward of each convolution over the samples that so many frames see."""
     num_samples = (num_frames - 1) * config.hop_samples + config.window_samples
     found, channels = [], 1
     for out_channels, kernel, stride in config.conv_layers:
@@ -53,7 +53,7 @@ def front_end_flops(config: HubertEncoderConfig, *, num_frames: int) -> list[flo
 
 
 def encoder_flops(config: HubertEncoderConfig, *, num_frames: int, num_layers: int) -> float:
-    """Forward of projection, positions and so many layers."""
+    """Count the forward of projection, positions and so many layers."""
     dim = config.dim
     projection = flops.linear(num_rows=num_frames, input_dim=config.conv_layers[-1][0], output_dim=dim)
     positions = flops.conv(

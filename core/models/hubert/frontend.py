@@ -18,7 +18,7 @@ ConvNorm = Literal["group", "layer"]
 
 
 def conv_lengths(num_samples: Any, layers: Sequence[Sequence[int]]) -> Any:
-    """Frames after each convolution of (channels, kernel, stride), as a list: of an int, or elementwise of an array."""
+    """Return the frames after each convolution of (channels, kernel, stride), for an int or an array of samples."""
     lengths, length = [], num_samples
     for _, kernel, stride in layers:
         length = (length - kernel) // stride + 1
@@ -28,7 +28,7 @@ def conv_lengths(num_samples: Any, layers: Sequence[Sequence[int]]) -> Any:
 
 
 class ConvFrontEnd(nn.Module):
-    """`norm` "group": after the first convolution, a channel a group; "layer": after each, over the channels."""
+    """The convolutions. `norm` "group": after the first, a channel a group; "layer": after each, over the channels."""
 
     def __init__(self, layers: Sequence[Sequence[int]], *, norm: ConvNorm, bias: bool) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class ConvFrontEnd(nn.Module):
                 self.conv_layers.append(ConvLayer(conv, ChannelNorm(after)))
 
     def forward(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        """audio (B, S), num_samples (B,) -> features (B, T, C), their lengths (B,); behind them anything finite."""
+        """Map audio (B, S), num_samples (B,) to features (B, T, C), lengths (B,); behind them is anything finite."""
         audio = audio.masked_fill(~valid_frames(num_samples, audio.size(1)), 0.0)
         x = F.pad(audio, (0, max(0, self._window() - audio.size(1))))[:, None]  # (B, 1, S), at least one frame
         lengths = conv_lengths(num_samples, self.layers)
@@ -62,14 +62,14 @@ class ConvFrontEnd(nn.Module):
 
 
 class ConvLayer(nn.Module):
-    """Convolution, norm (or none), GELU."""
+    """A convolution, a norm (or none) and a GELU."""
 
     def __init__(self, conv: nn.Conv1d, layer_norm: nn.Module | None) -> None:
         super().__init__()
         self.conv, self.layer_norm = conv, layer_norm
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """x (B, C, T), lengths (B,) of the result -> (B, C', T')."""
+        """Map x (B, C, T) to (B, C', T'), whose valid lengths (B,) are given."""
         x = self.conv(x)
         if self.layer_norm is not None:
             x = self.layer_norm(x, lengths)
@@ -77,14 +77,14 @@ class ConvLayer(nn.Module):
 
 
 class ChannelNorm(nn.LayerNorm):
-    """LayerNorm of each frame over its channels, for (B, C, T)."""
+    """A LayerNorm of each frame over its channels, for (B, C, T)."""
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(x.transpose(1, 2)).transpose(1, 2)
 
 
 class MaskedGroupNorm(nn.Module):
-    """GroupNorm with a group a channel, over the valid frames of (B, C, T); 0 times the weight behind them."""
+    """A GroupNorm with a group a channel, over the valid frames of (B, C, T); 0 times the weight behind them."""
 
     def __init__(self, channels: int, *, eps: float = 1e-5) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class MaskedGroupNorm(nn.Module):
 
 
 class _NormalizeChannels(torch.autograd.Function):
-    """y = weight * (x - mean) / sqrt(variance + eps) + bias over the valid frames, in fp32, in few passes of memory.
+    """y = weight * (x - mean) / sqrt(variance + eps) + bias over the valid frames, in fp32 at least, in few passes.
 
     This tensor is the largest of the model: one that is normalized by elementary operations is kept four times.
     """
@@ -108,15 +108,15 @@ class _NormalizeChannels(torch.autograd.Function):
         ctx: Any, x: Tensor, is_valid: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor, eps: float
     ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            valid = is_valid.float()  # (B, T)
-            count = lengths.clamp(min=1)[:, None].float()  # (B, 1)
-            full = x.float()
+            full = x.to(torch.promote_types(x.dtype, torch.float32))
+            valid = is_valid.to(full.dtype)  # (B, T)
+            count = lengths.clamp(min=1)[:, None].to(full.dtype)  # (B, 1)
             mean = torch.einsum("bct,bt->bc", full, valid) / count
             normalized = (full - mean[..., None]).mul_(valid[:, None])
             variance = torch.linalg.vector_norm(normalized, dim=2).square() / count
             scale = (variance + eps).rsqrt()  # (B, C)
             normalized.mul_(scale[..., None])
-            y = torch.addcmul(bias.float()[:, None], normalized, weight.float()[:, None])
+            y = torch.addcmul(bias.to(full.dtype)[:, None], normalized, weight.to(full.dtype)[:, None])
             ctx.save_for_backward(normalized, valid, count, scale, weight)
             return y.to(x.dtype)
 
@@ -124,10 +124,10 @@ class _NormalizeChannels(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         normalized, valid, count, scale, weight = ctx.saved_tensors
         with torch.autocast(normalized.device.type, enabled=False):
-            g = gradients[0].float()
+            g = gradients[0].to(normalized.dtype)
             along = torch.linalg.vecdot(g, normalized)  # (B, C): normalized is 0 behind the valid frames
             total = torch.einsum("bct,bt->bc", g, valid)
-            factor = weight.float() * scale  # (B, C)
+            factor = weight.to(g.dtype) * scale  # (B, C)
             dx = torch.addcmul((total / count)[..., None], normalized, (along / count)[..., None])
             dx = torch.sub(g, dx, out=dx).mul_(factor[..., None]).mul_(valid[:, None])
             # behind the valid frames y is the bias: its gradient there counts

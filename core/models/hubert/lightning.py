@@ -29,7 +29,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class LightningCheckpoint:
-    """`tensors` by their names, and of each the moments `exp_avg` and `exp_avg_sq` after `step` updates."""
+    """The `tensors` by their names, and the moments `exp_avg` and `exp_avg_sq` of each after `step` updates."""
 
     tensors: Mapping[str, Tensor]
     moments: Mapping[str, Mapping[str, Tensor]]
@@ -37,7 +37,7 @@ class LightningCheckpoint:
 
 
 def import_lightning(model: HubertPretraining, optimizer: torch.optim.Optimizer, *, path: Path) -> int:
-    """Fill a model and its AdamW from a file; the number of updates they have had. ValueError where it does not fit."""
+    """Fill a model and its AdamW from a file, and return their number of updates. ValueError where it does not fit."""
     if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         raise ValueError(
             f"{path} has the moments of an AdamW, {type(optimizer).__name__} has none: set optim.name=adamw"
@@ -49,7 +49,7 @@ def import_lightning(model: HubertPretraining, optimizer: torch.optim.Optimizer,
 
 
 def read_lightning(path: Path) -> LightningCheckpoint:
-    """ValueError for a file with anything but tensors and plain values in it, or without one AdamW's states."""
+    """Read a file; ValueError if it holds more than tensors and plain values, or not the states of one AdamW."""
     content = read_tensors(path)
     try:
         tensors, (optimizer,) = dict(content["state_dict"]), content["optimizer_states"]
@@ -69,7 +69,7 @@ def read_lightning(path: Path) -> LightningCheckpoint:
 
 @torch.no_grad()
 def import_moments(model: HubertPretraining, optimizer: torch.optim.Optimizer, checkpoint: LightningCheckpoint) -> int:
-    """Give each parameter of an AdamW its moments; the number of updates it has had.
+    """Give each parameter of an AdamW its moments, and return the number of updates it has had.
 
     ValueError, with nothing changed, for parameters without moments, for moments of other parameters or sizes.
     """

@@ -24,7 +24,7 @@ _TEMPERATURE = 0.1
 
 
 class HubertOutput(NamedTuple):
-    """What the loss takes. `penalties`: each clip's mean square of the convolutions' features."""
+    """The input of the loss. `penalties`: each clip's mean square of the convolutions' features."""
 
     logits: Tensor  # (R, K, N) of the predicted frames of the first R rows, in fp32
     penalties: Tensor  # (B,), in fp32
@@ -39,7 +39,7 @@ class Frames(NamedTuple):
 
 
 class Hubert(nn.Module):
-    """Waveform to contextual frames; also the encoder to fine-tune."""
+    """The model from waveform to contextual frames; also the encoder to fine-tune."""
 
     def __init__(self, config: HubertEncoderConfig) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Hubert(nn.Module):
         dropped_layers: Collection[int] = (),
         num_layers: int | None = None,
     ) -> Frames:
-        """audio (B, S), num_samples (B,) -> frames.
+        """Map audio (B, S) and num_samples (B,) to frames.
 
         `is_masked` (B, T): True where a frame is replaced by the mask embedding; `is_masked_channel` (B, D): True where
         a channel is set to 0. Layers whose number (from 0) is in `dropped_layers` are passed over, and get gradients of
@@ -79,7 +79,7 @@ class Hubert(nn.Module):
 
     @torch.no_grad()
     def hidden(self, audio: Tensor, num_samples: Tensor, *, layer: int) -> tuple[Tensor, Tensor]:
-        """The output of layer 1, 2, ... (B, T, D) in fp32 and its lengths (B,): what is clustered.
+        """Return the output of layer 1, 2, ... (B, T, D) in fp32, which is clustered, and its lengths (B,).
 
         Always without dropout. ValueError for a layer that is not there.
         """
@@ -91,10 +91,10 @@ class Hubert(nn.Module):
             frames = self(audio, num_samples, num_layers=layer)
         finally:
             self.train(was_training)
-        return frames.hidden.float(), frames.lengths
+        return frames.hidden.to(torch.promote_types(frames.hidden.dtype, torch.float32)), frames.lengths
 
     def blocks(self) -> list[nn.Module]:
-        """The unit of activation checkpointing, compilation and sharding."""
+        """Return the modules to checkpoint, compile and shard one by one."""
         return list(self.encoder.layers)
 
     def output_lengths(self, num_samples: Any) -> Any:
@@ -119,7 +119,7 @@ class HubertPretraining(nn.Module):
         predicted_frames: Tensor | None = None,
         dropped_layers: Collection[int] = (),
     ) -> HubertOutput:
-        """audio (B, S), num_samples (B,), masked_frames (R, K): the numbers of the frames to mask in the first R rows.
+        """Take audio (B, S), num_samples (B,), and the numbers masked_frames (R, K) of frames to mask in R rows.
 
         `predicted_frames` (R, K'): those to predict, if not the masked ones. `dropped_layers`: see Hubert.
         """
@@ -132,12 +132,12 @@ class HubertPretraining(nn.Module):
         return HubertOutput(self.head(frames.hidden.gather(1, index)), frames.penalties)
 
     def blocks(self) -> list[nn.Module]:
-        """The unit of activation checkpointing, compilation and sharding."""
+        """Return the modules to checkpoint, compile and shard one by one."""
         return self.hubert.blocks()
 
 
 class ClusterHead(nn.Module):
-    """Logits: the cosine of a projected frame and each cluster's embedding, over 0.1.
+    """The layer of logits: the cosine of a projected frame and each cluster's embedding, over 0.1.
 
     The softmax over them is the contrastive probability of the paper (its eq. 3), by one product of matrices.
     """
@@ -148,22 +148,23 @@ class ClusterHead(nn.Module):
         self.label_embeddings = nn.Parameter(torch.rand(config.num_classes, config.final_dim))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """hidden (..., D) -> logits (..., N) in fp32."""
+        """Map hidden (..., D) to logits (..., N) in fp32."""
         projected = self.projection(hidden)
         with torch.autocast(hidden.device.type, enabled=False):
-            x = F.normalize(projected.float(), dim=-1)
-            return x @ F.normalize(self.label_embeddings.float(), dim=-1).t() / _TEMPERATURE
+            x = F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)), dim=-1)
+            return x @ F.normalize(self.label_embeddings.to(x.dtype), dim=-1).t() / _TEMPERATURE
 
 
 def mean_square(features: Tensor, is_valid: Tensor) -> Tensor:
-    """(B, T, C), (B, T) -> (B,): the mean of the squares of each clip's valid features, in fp32; 0 of no frames."""
+    """Map (B, T, C), (B, T) to the mean (B,) of the squares of each clip's valid features, in fp32; 0 of no frames."""
     with torch.autocast(features.device.type, enabled=False):
-        of_frame = torch.linalg.vecdot(features.float(), features.float()) / features.size(2)  # (B, T)
+        full = features.to(torch.promote_types(features.dtype, torch.float32))
+        of_frame = torch.linalg.vecdot(full, full) / full.size(2)  # (B, T)
         return of_frame.masked_fill(~is_valid, 0.0).sum(1) / is_valid.sum(1).clamp(min=1)
 
 
 def scale_gradient(x: Tensor, scale: float) -> Tensor:
-    """x, whose gradient is multiplied by `scale`."""
+    """Return x; its gradient is multiplied by `scale`."""
     return x if scale == 1 else _ScaledGradient.apply(x, scale)
 
 

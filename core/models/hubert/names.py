@@ -60,7 +60,7 @@ _OLD_WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v":
 
 
 def export_state(model: Hubert | HubertPretraining, style: Style) -> dict[str, Tensor]:
-    """The model's tensors under others' names. Hugging Face's HubertModel has no head: it is left out."""
+    """Return the model's tensors under others' names. Hugging Face's HubertModel has no head: it is left out."""
     return {
         _theirs(name, style, model.config): tensor.detach()
         for name, tensor in own_tensors(model).items()
@@ -69,7 +69,7 @@ def export_state(model: Hubert | HubertPretraining, style: Style) -> dict[str, T
 
 
 def import_state(model: Hubert | HubertPretraining, state: Mapping[str, Tensor], style: Style) -> list[str]:
-    """Copy others' tensors into the model; the names of ours that `state` has nothing for: mask embedding and head.
+    """Copy others' tensors into the model; return our names that `state` has nothing for: mask embedding and head.
 
     Prefixes, the old names of weight norm, and Conv2d's weights (`as_conv1d`) are understood; fairseq's embeddings of
     the 4 special symbols of its dictionary, which stand before those of the clusters, are dropped; the head in `state`
@@ -104,18 +104,18 @@ def import_state(model: Hubert | HubertPretraining, state: Mapping[str, Tensor],
 
 
 def own_tensors(model: Hubert | HubertPretraining) -> dict[str, Tensor]:
-    """By the names of HubertPretraining, without `hubert.`."""
+    """Return the model's tensors by the names of HubertPretraining, without `hubert.`."""
     return {name.removeprefix("hubert."): tensor for name, tensor in model.named_parameters()}
 
 
 def places(model: Hubert | HubertPretraining, style: Style) -> Callable[[str], str | None]:
-    """Where in `own_tensors` a tensor of theirs belongs, by its name; None for one that the model has no place for."""
+    """Return a function from their names to those of `own_tensors`, None for one that the model has no place for."""
     place = {_plain(_theirs(name, style, model.config)): name for name in own_tensors(model)}
     return lambda theirs: place.get(_plain(theirs))
 
 
 def as_conv1d(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """The weight of a Conv2d over (1, time) or (time, 1) as the Conv1d of that shape; any other as it is."""
+    """Return the weight of a Conv2d over (1, time) or (time, 1) as the Conv1d of that shape; any other as it is."""
     for dim in (2, 3):
         if tensor.dim() == 4 and tensor.size(dim) == 1 and tensor.squeeze(dim).shape == shape:
             return tensor.squeeze(dim)
@@ -123,19 +123,19 @@ def as_conv1d(tensor: Tensor, shape: torch.Size) -> Tensor:
 
 
 def listed(problems: Sequence[str]) -> str:
-    """The first of them, and how many more there are."""
+    """Join the first problems in one text, with how many more there are."""
     more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
     return f"{'; '.join(problems[:5])}{more}"
 
 
 def read_tensors(path: Path) -> Any:
-    """What torch.save wrote. ValueError where there is more in it than tensors and plain values."""
+    """Read what torch.save wrote. ValueError where there is more in it than tensors and plain values."""
     check_torch_file(path)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a checkpoint by torch.save, which may not contain other classes."""
+    """Read the tensors of a .safetensors file, or of a checkpoint by torch.save that contains no other classes."""
     if path.suffix == ".safetensors":
         return load_file(path)
     content = read_tensors(path)
@@ -146,7 +146,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
 
 
 def save_huggingface(model: Hubert | HubertPretraining, directory: Path) -> None:
-    """config.json, preprocessor_config.json and weights as HubertModel reads them; the head in a file of its own."""
+    """Write config.json, preprocessor_config.json and weights for HubertModel; the head gets a file of its own."""
     directory.mkdir(parents=True, exist_ok=True)
     config = model.config
     state = {name: tensor.contiguous() for name, tensor in export_state(model, "huggingface").items()}
@@ -164,7 +164,7 @@ def save_huggingface(model: Hubert | HubertPretraining, directory: Path) -> None
 
 
 def load_huggingface(model: Hubert | HubertPretraining, directory: Path) -> list[str]:
-    """Read back what `save_huggingface` wrote, or a published HubertModel; the names that it has nothing for.
+    """Read what `save_huggingface` wrote, or a published HubertModel; return the names that it has nothing for.
 
     ValueError where there is neither model.safetensors nor pytorch_model.bin.
     """
@@ -181,7 +181,7 @@ def load_huggingface(model: Hubert | HubertPretraining, directory: Path) -> list
 
 
 def huggingface_config(config: HubertEncoderConfig) -> dict[str, Any]:
-    """The config.json of an equal HubertModel."""
+    """Return the config.json of an equal HubertModel."""
     return {
         "model_type": "hubert", "architectures": ["HubertModel"],
         "conv_dim": [channels for channels, _, _ in config.conv_layers],
@@ -213,7 +213,7 @@ def _theirs(name: str, style: Style, config: HubertEncoderConfig) -> str:
 
 
 def _plain(theirs: str) -> str:
-    """Without prefixes, and with weight norm's new names."""
+    """Remove prefixes from a name, and use the new names of weight norm."""
     name = _PREFIXES.sub("", theirs)
     stem, _, last = name.rpartition(".")
     return f"{stem}.{_OLD_WEIGHT_NORM[last]}" if last in _OLD_WEIGHT_NORM else name

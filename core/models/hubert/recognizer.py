@@ -33,7 +33,7 @@ class HubertCTC(nn.Module):
         is_masked_channel: Tensor | None = None,
         dropped_layers: Collection[int] = (),
     ) -> CTCOutput:
-        """audio (B, S), num_samples (B,) -> logits (B, T, V), lengths (B,).
+        """Map audio (B, S) and num_samples (B,) to logits (B, T, V) and lengths (B,).
 
         `is_masked` (B, T), `is_masked_channel` (B, D), `dropped_layers`: see Hubert.
         """
@@ -47,5 +47,5 @@ class HubertCTC(nn.Module):
         return CTCOutput(self.head(frames.hidden), frames.lengths, [])
 
     def blocks(self) -> list[nn.Module]:
-        """The unit of activation checkpointing, compilation and sharding."""
+        """Return the modules to checkpoint, compile and shard one by one."""
         return self.hubert.blocks()

@@ -49,14 +49,14 @@ class AttentionLMUEncoderConfig:
             raise ValueError(f"lmu_form={self.lmu_form} must be auto with lmu=exact, which has no parallel form")
 
     def output_lengths(self, num_frames: Any) -> Any:
-        """Output frames of sequences of `num_frames` feature frames: an int, a numpy array or a tensor of them."""
+        """Return the output frames of `num_frames` feature frames: an int, or an array or tensor of them."""
         for _ in range(self.num_layers // 2):
             num_frames = num_frames // self.downsampling
         return num_frames
 
 
 class LayerState(NamedTuple):
-    """What a layer keeps of the past."""
+    """The state of a layer between two chunks of a stream."""
 
     attention: AttentionState | None = None
     lmu: Tensor | LMUState | None = None
@@ -64,7 +64,7 @@ class LayerState(NamedTuple):
 
 
 class AttentionLMUEncoder(nn.Module):
-    """Log-mel features to hidden frames."""
+    """The encoder from log-mel features to hidden frames."""
 
     def __init__(self, config: AttentionLMUEncoderConfig) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class AttentionLMUEncoder(nn.Module):
         self.output = nn.Linear(config.dim, config.output_dim)
 
     def forward(self, features: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
-        """features (B, T, input_dim), num_frames (B,) -> hidden (B, T', output_dim), lengths (B,)."""
+        """Map features (B, T, input_dim) and num_frames (B,) to hidden (B, T', output_dim) and lengths (B,)."""
         x, lengths = self.input(features), num_frames
         for layer in cast("list[AttentionLMULayer]", self.layers):
             x = layer(x, valid_frames(lengths, x.size(1)))
@@ -86,7 +86,7 @@ class AttentionLMUEncoder(nn.Module):
         return self.output(x), lengths
 
     def stream(self, features: Tensor, state: list[LayerState] | None = None) -> tuple[Tensor, list[LayerState]]:
-        """The next feature frames (B, t, input_dim) after `state` (None: the beginning) -> hidden frames, state.
+        """Map the next frames (B, t, input_dim) after `state` (None: the beginning) to hidden frames and state.
 
         The hidden frames are those that the features complete: perhaps none, over all chunks the same as of forward.
         """
@@ -100,11 +100,10 @@ class AttentionLMUEncoder(nn.Module):
         return self.output(x), after
 
     def blocks(self) -> list[nn.Module]:
-        """The unit of activation checkpointing, compilation and sharding."""
+        """Return the modules to checkpoint, compile and shard one by one."""
         return list(self.layers)
 
     def output_lengths(self, num_frames: Any) -> Any:
-        """As of the config."""
         return self.config.output_lengths(num_frames)
 
 
@@ -129,7 +128,7 @@ class AttentionLMULayer(nn.Module):
         self.conv = nn.Conv1d(dim, dim, downsampling, stride=downsampling) if downsampling > 1 else None
 
     def forward(self, x: Tensor, is_valid: Tensor) -> Tensor:
-        """x (B, T, dim), is_valid (B, T) bool -> (B, max(1, T // downsampling), dim)."""
+        """Map x (B, T, dim) and is_valid (B, T) bool to (B, max(1, T // downsampling), dim)."""
         x = self.attention_norm(x + self.dropout(self.attention(x, is_valid)))
         y = self.lmu(x)[0] if isinstance(self.lmu, LMU) else self.lmu(x)
         x = self.dropout(self.lmu_norm(y))
@@ -139,7 +138,7 @@ class AttentionLMULayer(nn.Module):
         return self.conv(F.pad(x, (0, 0, 0, missing)).transpose(1, 2)).transpose(1, 2)
 
     def stream(self, x: Tensor, state: LayerState) -> tuple[Tensor, LayerState]:
-        """The next T >= 1 frames of a causal layer -> the frames they complete, state."""
+        """Map the next T >= 1 frames of a causal layer to the frames they complete and the state."""
         y, attention = self.attention.stream(x, state.attention)
         y, lmu = self._stream_lmu(self.attention_norm(x + y), state.lmu)
         x = self.lmu_norm(y)

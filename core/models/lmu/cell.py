@@ -63,8 +63,9 @@ class LMUCellConfig:
 
 
 class LMUState(NamedTuple):
-    """State between two frames: hidden (B, hidden_dim), memory (B, order * memory_channels) with the channel fastest,
-    and the cell state (B, hidden_dim) of an LSTM (else without features)."""
+    """The state between two frames: hidden (B, hidden_dim), memory (B, order * memory_channels), channel fastest, cell
+    (B, hidden_dim) of an LSTM (else without features).
+    """
 
     hidden: Tensor
     memory: Tensor
@@ -72,7 +73,7 @@ class LMUState(NamedTuple):
 
 
 class DropoutMasks(NamedTuple):
-    """Factors of one sequence for all its frames, (B, features) each, or 1."""
+    """The factors of one sequence for all its frames, (B, features) each, or 1."""
 
     x: Tensor | float = 1.0
     hidden: Tensor | float = 1.0
@@ -80,7 +81,7 @@ class DropoutMasks(NamedTuple):
 
 
 class LMUCell(nn.Module):
-    """One frame of the published LMU. A parameter that an option switches off is a buffer of zeros."""
+    """The published LMU of one frame. A parameter that an option switches off is a buffer of zeros."""
 
     e_x: Tensor  # (channels, input_dim)
     e_h: Tensor  # (channels, hidden_dim)
@@ -120,7 +121,7 @@ class LMUCell(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """e_x and e_h uniform as LeCun, e_m and biases 0, W Xavier-normal."""
+        """Draw e_x and e_h uniform as LeCun and W Xavier-normal; e_m and biases begin at 0."""
         for name, parameter in self.named_parameters(recurse=False):
             if name in ("e_x", "e_h"):
                 bound = math.sqrt(3 / parameter.size(1))
@@ -131,13 +132,13 @@ class LMUCell(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor, state: LMUState) -> LMUState:
-        """x (B, input_dim) and the state before it -> the state after it."""
+        """Map x (B, input_dim) and the state before it to the state after it."""
         return self.step(x, state, system=self.system())
 
     def step(
         self, x: Tensor, state: LMUState, *, system: tuple[Tensor, Tensor], masks: DropoutMasks | None = None
     ) -> LMUState:
-        """The definition, with A and B given (as of `system`), since they are the same for all frames."""
+        """Compute the definition with A and B given (as of `system`), since they are the same for all frames."""
         A, B = system
         masks = masks or DropoutMasks()
         h, m = state.hidden, state.memory
@@ -156,7 +157,7 @@ class LMUCell(nn.Module):
         return LMUState(h, m, cell)
 
     def system(self) -> tuple[Tensor, Tensor]:
-        """The discrete A (order, order) and B (order,) as they are now, in the type of the parameters."""
+        """Return the discrete A (order, order) and B (order,) as they are now, in the type of the parameters."""
         config = self.config
         if self.log_theta is not None:
             theta = self.log_theta.double().exp()
@@ -168,7 +169,6 @@ class LMUCell(nn.Module):
         return fixed[:, :-1] if self.A is None else self.A, fixed[:, -1] if self.B is None else self.B
 
     def initial_state(self, batch_size: int) -> LMUState:
-        """Zeros."""
         hidden = self.e_x.new_zeros(batch_size, self.config.hidden_dim)
         cell = hidden if self.config.hidden_cell == "lstm" else hidden[:, :0]
         return LMUState(hidden, self.e_x.new_zeros(batch_size, self.config.memory_dim), cell)
@@ -190,7 +190,7 @@ class LMU(nn.Module):
     def forward(
         self, x: Tensor, state: LMUState | None = None, *, form: Literal["auto", "stepwise"] = "auto"
     ) -> tuple[Tensor, LMUState]:
-        """x (B, T, input_dim) -> outputs (B, T, output_dim), the state after frame T.
+        """Map x (B, T, input_dim) to outputs (B, T, output_dim) and the state after frame T.
 
         auto takes one GEMM a frame where the cell allows it; stepwise is the definition.
         """
@@ -209,7 +209,7 @@ class LMU(nn.Module):
         return torch.stack(outputs, dim=1), state
 
     def _fused(self, x: Tensor, state: LMUState, masks: DropoutMasks) -> tuple[Tensor, LMUState]:
-        """With s = [h, m]: s_t = [tanh, identity](c_t + s_{t-1} K), K and c from the parameters by one substitution."""
+        """Compute s_t = [tanh, identity](c_t + s_{t-1} K) for s = [h, m]; K and c come from one substitution."""
         cell, hidden_dim = self.cell, self.cell.config.hidden_dim
         with torch.autocast(x.device.type, enabled=False):  # rounding errors would add up over frames
             x = x.to(cell.e_x.dtype)

@@ -54,12 +54,12 @@ class LMUEncoderConfig:
             raise ValueError(f"conv_kernel={self.conv_kernel} must be odd unless causal")
 
     def output_lengths(self, num_frames: Any) -> Any:
-        """Output frames of sequences of `num_frames` feature frames: an int, a numpy array or a tensor of them."""
+        """Return the output frames of `num_frames` feature frames: an int, or an array or tensor of them."""
         return -(-num_frames // SUBSAMPLING)
 
 
 class BlockState(NamedTuple):
-    """What a block keeps of the past."""
+    """The state of a block between two chunks of a stream."""
 
     attention: AttentionState | None = None
     memory: Tensor | None = None  # (B, order, memory_channels)
@@ -67,14 +67,14 @@ class BlockState(NamedTuple):
 
 
 class StreamState(NamedTuple):
-    """What a causal encoder keeps of the past."""
+    """The state of a causal encoder between two chunks of a stream."""
 
     subsampling: list[Tensor]
     blocks: list[BlockState]
 
 
 class LMUEncoder(nn.Module):
-    """Log-mel features to hidden frames, four times fewer."""
+    """The encoder from log-mel features to hidden frames, four times fewer."""
 
     def __init__(self, config: LMUEncoderConfig) -> None:
         super().__init__()
@@ -92,13 +92,13 @@ class LMUEncoder(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
 
     def forward(self, features: Tensor, num_frames: Tensor) -> tuple[Tensor, Tensor]:
-        """features (B, T, input_dim), num_frames (B,) -> hidden (B, ceil(T / 4), dim), lengths (B,)."""
+        """Map features (B, T, input_dim) and num_frames (B,) to hidden (B, ceil(T / 4), dim) and lengths (B,)."""
         return self.tapped(features, num_frames)[:2]
 
     def tapped(
         self, features: Tensor, num_frames: Tensor, *, after: Sequence[int] = ()
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """As forward, and the hidden frames (B, ceil(T / 4), dim) after some of the blocks, counted from 1."""
+        """Return what forward gives, and the hidden frames (B, ceil(T / 4), dim) after some blocks, from 1."""
         x, lengths = self.subsampling(features, num_frames)
         is_valid = valid_frames(lengths, x.size(1))
         x = self.dropout(x)
@@ -110,7 +110,7 @@ class LMUEncoder(nn.Module):
         return self.norm(x), lengths, taps
 
     def stream(self, features: Tensor, state: StreamState | None = None) -> tuple[Tensor, StreamState]:
-        """The next feature frames (B, t, input_dim) after `state` (None: the beginning) -> hidden frames, state.
+        """Map the next frames (B, t, input_dim) after `state` (None: the beginning) to hidden frames and state.
 
         The hidden frames are those that the features complete: perhaps none, over all chunks the same as of forward.
         """
@@ -126,11 +126,10 @@ class LMUEncoder(nn.Module):
         return self.norm(x), StreamState(kept, after)
 
     def blocks(self) -> list[nn.Module]:
-        """The unit of activation checkpointing, compilation and sharding."""
+        """Return the modules to checkpoint, compile and shard one by one."""
         return list(self.layers)
 
     def output_lengths(self, num_frames: Any) -> Any:
-        """As of the config."""
         return self.config.output_lengths(num_frames)
 
 
@@ -175,7 +174,7 @@ class LMUBlock(nn.Module):
         self.dropout = Dropout(config.dropout)
 
     def forward(self, x: Tensor, is_valid: Tensor) -> Tensor:
-        """x (B, T, dim), is_valid (B, T) bool -> (B, T, dim)."""
+        """Map x (B, T, dim) and is_valid (B, T) bool to (B, T, dim)."""
         if self.attention is not None:
             x = x + self.dropout(self.attention(self.attention_norm(x), is_valid))
         x = x + self.dropout(self.lmu_output(self.lmu(self.lmu_norm(x), is_valid)))
@@ -184,7 +183,7 @@ class LMUBlock(nn.Module):
         return x + self._feed_forward(x)
 
     def stream(self, x: Tensor, state: BlockState) -> tuple[Tensor, BlockState]:
-        """The next T >= 1 frames of a causal block -> (B, T, dim), state."""
+        """Map the next T >= 1 frames of a causal block to (B, T, dim) and the state."""
         attention, conv = state.attention, state.conv
         if self.attention is not None:
             y, attention = self.attention.stream(self.attention_norm(x), attention)
@@ -202,8 +201,7 @@ class LMUBlock(nn.Module):
 
 
 class GatedConv(nn.Module):
-    """Pointwise gate, depthwise filter, norm, pointwise: the convolution of a Conformer (Gulati et al. 2020), without
-    batch statistics."""
+    """A Conformer's convolution (Gulati et al. 2020) without batch statistics: gate, depthwise, norm, pointwise."""
 
     def __init__(self, dim: int, *, kernel: int, causal: bool) -> None:
         super().__init__()
@@ -213,11 +211,11 @@ class GatedConv(nn.Module):
         self.output = nn.Linear(dim, dim)
 
     def forward(self, x: Tensor, is_valid: Tensor) -> Tensor:
-        """x (B, T, dim), is_valid (B, T) bool -> (B, T, dim)."""
+        """Map x (B, T, dim) and is_valid (B, T) bool to (B, T, dim)."""
         return self._finish(self.filter(F.glu(self.gate(x)), is_valid))
 
     def stream(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The next T frames -> (B, T, dim), the frames that the filter keeps."""
+        """Map the next T frames to (B, T, dim) and the frames that the filter keeps."""
         y, state = self.filter.stream(F.glu(self.gate(x)), state)
         return self._finish(y), state
 

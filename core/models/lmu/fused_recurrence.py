@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 
 def fused_recurrence(c: Tensor, K: Tensor, start: Tensor, hidden_dim: int) -> Tensor:
-    """c (T, B, D), K (D, D), start (B, D) -> states (T, B, D), the first `hidden_dim` features squashed."""
+    """Map c (T, B, D), K (D, D), start (B, D) to states (T, B, D), the first `hidden_dim` features squashed."""
     return _FusedRecurrence.apply(c, K, start, hidden_dim)
 
 

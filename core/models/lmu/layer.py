@@ -58,12 +58,12 @@ class ParallelLMU(nn.Module):
         self.hidden_activation = ACTIVATIONS[hidden_activation]()
 
     def forward(self, x: Tensor, is_valid: Tensor | None = None) -> Tensor:
-        """x (B, T, input_dim), is_valid (B, T) bool (needed only when bidirectional) -> (B, T, hidden_dim)."""
+        """Map x (B, T, input_dim) and is_valid (B, T) bool (for bidirectional only) to (B, T, hidden_dim)."""
         u = self.memory_activation(self.to_memory(x))  # (B, T, channels)
         return self.hidden_activation(self.from_input(x) + self._recall(u, is_valid))
 
     def stream(self, x: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The next T >= 1 frames (B, T, input_dim) -> (B, T, hidden_dim), state (B, order, channels)."""
+        """Map the next T >= 1 frames (B, T, input_dim) to (B, T, hidden_dim) and state (B, order, channels)."""
         if self.num_directions == 2:
             raise ValueError("bidirectional=true looks at the end of the sequence first; it cannot stream")
         memory, state = self.memory.stream(self.memory_activation(self.to_memory(x)), state)
@@ -71,7 +71,7 @@ class ParallelLMU(nn.Module):
 
     @torch.compiler.disable  # GEMMs with cached constants: nothing to gain, and chunks differ with every length
     def _recall(self, u: Tensor, is_valid: Tensor | None) -> Tensor:
-        """What the hidden state reads from the memory of u (B, T, channels): (B, T, hidden_dim)."""
+        """Return what the hidden state reads from the memory of u (B, T, channels): (B, T, hidden_dim)."""
         num_frames = u.size(1)
         if self.num_directions == 1:
             return self.from_memory[0](self.memory.unrolled(u, form=self.form))[:, :num_frames]

@@ -16,7 +16,7 @@ Discretizer = Literal["zoh", "euler"]
 
 
 def continuous_system(order: int, *, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
-    """A (order, order) and B (order,) of the delay of length theta = 1; for another theta both are divided by theta.
+    """Return A (order, order), B (order,) of the delay of length theta = 1; for another, both are divided by theta.
 
     A[i, j] = (2i + 1) (-1 if i < j else (-1)^(i-j+1)),  B[i] = (2i + 1) (-1)^i
     """
@@ -30,7 +30,7 @@ def continuous_system(order: int, *, device: torch.device | None = None) -> tupl
 
 
 def discretize(A: Tensor, B: Tensor, *, discretizer: Discretizer) -> tuple[Tensor, Tensor]:
-    """The system for steps of 1: by zero-order hold, exp([[A, B], [0, 0]]), or by Euler's rule, (I + A, B)."""
+    """Return the system for steps of 1: by zero-order hold, exp([[A, B], [0, 0]]), or by Euler's rule, (I + A, B)."""
     order = B.numel()
     if discretizer == "euler":
         return torch.eye(order, dtype=A.dtype, device=A.device) + A, B
@@ -40,14 +40,14 @@ def discretize(A: Tensor, B: Tensor, *, discretizer: Discretizer) -> tuple[Tenso
 
 
 def discrete_system(order: int, theta: float | Tensor, *, discretizer: Discretizer) -> tuple[Tensor, Tensor]:
-    """A (order, order) and B (order,) of m_t = A m_{t-1} + B u_t for a window of theta steps."""
+    """Return A (order, order) and B (order,) of m_t = A m_{t-1} + B u_t for a window of theta steps."""
     device = theta.device if isinstance(theta, Tensor) else None
     A, B = continuous_system(order, device=device)
     return discretize(A / theta, B / theta, discretizer=discretizer)
 
 
 def advance(state: Tensor, u: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """A m + B u for m = `state` (B, order, channels) and u (B, channels), in the type of A: errors add up."""
+    """Return A m + B u for m = `state` (B, order, channels) and u (B, channels), in the type of A: errors add up."""
     batch, order, channels = state.shape
     with torch.autocast(A.device.type, enabled=False):
         rows = state.to(A.dtype).transpose(1, 2).reshape(batch * channels, order)  # one GEMM, not one a sequence
@@ -55,7 +55,7 @@ def advance(state: Tensor, u: Tensor, A: Tensor, B: Tensor) -> Tensor:
 
 
 def powers(A: Tensor, *, count: int) -> Tensor:
-    """A^1 ... A^count as (count, order, order), by doubling."""
+    """Return A^1 ... A^count as (count, order, order), by doubling."""
     result = A[None]
     while result.size(0) < count:
         result = torch.cat([result, result @ result[-1]])
@@ -63,7 +63,7 @@ def powers(A: Tensor, *, count: int) -> Tensor:
 
 
 def impulse_response(A: Tensor, B: Tensor, *, length: int) -> Tensor:
-    """B, A B, ..., A^(length-1) B as (length, order), by doubling."""
+    """Return B, A B, ..., A^(length-1) B as (length, order), by doubling."""
     response, step = B[None], A
     while response.size(0) < length:
         response = torch.cat([response, response @ step.T])
@@ -72,7 +72,7 @@ def impulse_response(A: Tensor, B: Tensor, *, length: int) -> Tensor:
 
 
 def delay_decoder(order: int, ratio: float) -> Tensor:
-    """Weights (order,) that read u(t - ratio * theta) from the state: shifted Legendre polynomials, P_i(2 ratio - 1).
+    """Return weights (order,) that read u(t - ratio * theta) from the state: shifted Legendre P_i(2 ratio - 1).
 
     Zero-order hold counts half a step: of a sampled signal the read-out is u(t - ratio * theta + 1/2), at the edge
     ratio = 0 it is u(t).
@@ -88,7 +88,7 @@ KernelName = Literal["system", "response", "chunk"]
 
 
 def kernel(name: KernelName, size: int, *, order: int, theta: float | Tensor, discretizer: Discretizer) -> Tensor:
-    """The constants that the forms of the memory need, in float64:
+    """Return a constant that the forms of the memory need, in float64.
 
     system     [A, B] (order, order + 1)
     response   B, A B, ... (size, order)
@@ -115,7 +115,7 @@ def cached_kernel(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Tensor:
-    """`kernel` for a fixed theta, computed once for all layers of a process; the response grows by doubling."""
+    """Return `kernel` for a fixed theta, computed once for all layers of a process; the response grows by doubling."""
     if name == "response":
         size = 1 << max(6, (size - 1).bit_length())
     return _cached(name, size, order, theta, discretizer, device, dtype)

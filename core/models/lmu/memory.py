@@ -35,11 +35,11 @@ class LegendreMemory(nn.Module):
         self.log_theta = nn.Parameter(torch.tensor(math.log(theta))) if trainable_theta else None
 
     def forward(self, u: Tensor, *, form: Form = "auto") -> Tensor:
-        """u (B, T, channels) -> memory (B, T, order * channels), from a state of zeros."""
+        """Map u (B, T, channels) to memory (B, T, order * channels), from a state of zeros."""
         return self.unrolled(u, form=form)[:, : u.size(1)]
 
     def unrolled(self, u: Tensor, *, form: Form = "auto") -> Tensor:
-        """As forward, but perhaps with more than T frames, to be cut off after a projection: that saves a copy."""
+        """Return what forward gives, perhaps with more frames, to be cut off later: that saves a copy."""
         if form == "auto":
             batch, num_frames, channels = u.shape
             form = cheapest_form(
@@ -52,12 +52,12 @@ class LegendreMemory(nn.Module):
         return self._recurrent(u)
 
     def stream(self, u: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The next T >= 1 frames (B, T, channels) after `state` (None: silence) -> (memory, state)."""
+        """Map the next T >= 1 frames (B, T, channels) after `state` (None: silence) to memory and state."""
         memory = self._chunked(u, state)[:, : u.size(1)]
         return memory, memory[:, -1].unflatten(-1, (self.order, u.size(2)))
 
     def step(self, u: Tensor, state: Tensor) -> Tensor:
-        """One frame u (B, channels) after `state` (B, order, channels): the next state, in float32 at least."""
+        """Return the state after frame u (B, channels) and `state` (B, order, channels), in float32 at least."""
         system = self._kernel("system", 0, u)
         return legendre.advance(state, u, system[:, :-1], system[:, -1])
 
@@ -98,7 +98,7 @@ class LegendreMemory(nn.Module):
         return memory.reshape(batch, num_chunks * size, self.order * channels)
 
     def _chunk_starts(self, chunks: Tensor, state: Tensor | None, kernel: Tensor) -> Tensor:
-        """State before each chunk, (B, chunks, order, channels), in float32 at least: errors add up over chunks.
+        """Return the state before each chunk, (B, chunks, order, channels), in float32 at least: errors add up.
 
         A prefix scan in log2(chunks) rounds: after the round of distance d, a state knows 2 d chunks of its past.
         """
@@ -119,7 +119,7 @@ class LegendreMemory(nn.Module):
             return states.transpose(2, 3)
 
     def _kernel(self, name: legendre.KernelName, size: int, u: Tensor) -> Tensor:
-        """A constant of the system in at least float32; computed anew only where theta is trained."""
+        """Return a constant of the system in at least float32; computed anew only where theta is trained."""
         dtype = torch.promote_types(u.dtype, torch.float32)
         if self.log_theta is None:
             return legendre.cached_kernel(name, size, self.order, self.theta, self.discretizer, u.device, dtype)
@@ -131,7 +131,7 @@ _MIN_CHANNELS_FOR_BATCHED_GEMM = 12  # a batched GEMM with fewer columns waits f
 
 
 def chunk_size(num_frames: int, *, order: int) -> int:
-    """Frames a chunk: about 32 (64 for long sequences and high orders), such that the last chunk is nearly full."""
+    """Return the frames of a chunk: about 32 (64 for long sequences and high orders); the last is nearly full."""
     target = 32 if order <= 32 and num_frames <= 512 else 64
     num_chunks = max(1, round(num_frames / target))
     grain = 1 if order <= 32 else 8  # kernels of high order are large: few different ones
@@ -139,13 +139,13 @@ def chunk_size(num_frames: int, *, order: int) -> int:
 
 
 def fft_size(minimum: int) -> int:
-    """The smallest 2^k, 5 * 2^k or 3 * 2^k that is at least `minimum`."""
+    """Return the smallest 2^k, 5 * 2^k or 3 * 2^k that is at least `minimum`."""
     power = 1 << max(2, (minimum - 1).bit_length())
     return min(n for n in (power * 5 // 8, power * 3 // 4, power) if n >= minimum and n % 2 == 0)
 
 
 def cheapest_form(num_frames: int, *, batch: int, order: int, channels: int, device_type: str) -> Form:
-    """The faster of fft and chunked, forwards and backwards with the projection after them.
+    """Return the faster of fft and chunked, forwards and backwards with the projection after them.
 
     On CPU from `tests/bench/lmu.py`: the FFT needs fewer operations, but moves the memory of all frames more often,
     which counts once it leaves the cache; and a single chunk has no state to carry. On CUDA tensor cores decide.

@@ -13,7 +13,7 @@ from core.speech.features import FeatureConfig, FeatureStats, LogMel, standardiz
 
 @section
 class LmuSpeechConfig:
-    """`encoder` and `features` are those of the run of lmu_gigaspeech that it begins with; else it begins at random."""
+    """The speech encoder; it begins with the run of lmu_gigaspeech that has `encoder` and `features`, or at random."""
 
     kind: Literal["lmu"] = "lmu"
     encoder: LMUEncoderConfig
@@ -21,7 +21,7 @@ class LmuSpeechConfig:
 
 
 class LmuSpeech(nn.Module):
-    """With features.normalize=corpus the statistics are buffers: they come with the weights, 0 and 1 until then."""
+    """An LMU encoder of audio. For features.normalize=corpus the statistics are buffers that come with the weights."""
 
     mean: Tensor  # (F,)
     std: Tensor  # (F,)
@@ -38,14 +38,13 @@ class LmuSpeech(nn.Module):
             self.register_buffer("std", torch.ones(config.features.num_mels))
 
     def take_stats(self, stats: FeatureStats) -> None:
-        """Normalize by these from now on."""
         assert self._has_stats, "features.normalize is not corpus"
         device = self.get_buffer("mean").device
         self.mean = torch.tensor(stats.mean, device=device)
         self.std = torch.tensor(stats.std, device=device)
 
     def forward(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        """audio (B, S) as recorded, num_samples (B,) -> hidden (B, T, D), lengths (B,)."""
+        """Map audio (B, S) as recorded and num_samples (B,) to hidden (B, T, D) and lengths (B,)."""
         features, num_frames = self._log_mel(audio, num_samples)
         if self._has_stats:
             is_valid = torch.arange(features.size(1), device=features.device) < num_frames[:, None]
@@ -54,5 +53,5 @@ class LmuSpeech(nn.Module):
         return hidden, lengths
 
     def blocks(self) -> list[nn.Module]:
-        """The unit of activation checkpointing, compilation and sharding."""
+        """Return the modules to checkpoint, compile and shard one by one."""
         return self.encoder.blocks()

@@ -23,7 +23,7 @@ _BESIDE = re.compile(
 
 
 def read_model_type(path: Path, *, accepted: Collection[str] | None) -> str:
-    """The `model_type` of a directory. ValueError where there is no model, or none of those accepted (None: any)."""
+    """Read a directory's `model_type`. ValueError where no model is, or none of those accepted (None: any)."""
     if not path.is_dir():
         raise ValueError(f"{path} is not a directory; name one of a Hugging Face model: config.json, model.safetensors")
     file = path / "config.json"
@@ -42,7 +42,7 @@ def read_model_type(path: Path, *, accepted: Collection[str] | None) -> str:
 def load_pretrained(
     path: Path, *, attention: Attention, changes: Mapping[str, Any], may_miss: Collection[str] = ()
 ) -> nn.Module:
-    """The model of a directory that `read_model_type` accepted, with `changes` to its config.
+    """Load the model of a directory that `read_model_type` accepted, with `changes` to its config.
 
     ValueError for weights that are not there, for ones that the model lacks or expects in vain (heads and decoders are
     passed over, `may_miss` begins at random) and for ones of another size, all in one message.
@@ -74,7 +74,7 @@ def load_pretrained(
 
 
 def cut_layers(model: nn.Module, *, hidden_state: int) -> nn.ModuleList:
-    """Keep the layers up to `hidden_states[hidden_state]` only, which then is the output; the layers that are kept.
+    """Keep the layers up to `hidden_states[hidden_state]`, which becomes the output, and return those that are kept.
 
     Numbered as Hugging Face does: 0 goes into the first layer, 1 comes out of it, -1 is the last, after the final norm
     where there is one. ValueError for a number that is not there.
@@ -95,7 +95,6 @@ def cut_layers(model: nn.Module, *, hidden_state: int) -> nn.ModuleList:
 
 
 def find_layers(model: nn.Module) -> nn.ModuleList:
-    """The transformer layers."""
     num_layers = model.config.num_hidden_layers  # type: ignore[union-attr]
     for name, module in model.named_modules():
         is_called_so = name.rpartition(".")[2] in ("layers", "layer")  # conv_layers may be as many
@@ -105,12 +104,12 @@ def find_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def _norm_is_last(owner: nn.Module) -> bool:
-    """wav2vec 2.0 base and its kin have their norm before the layers."""
+    """Tell where the norm stands: wav2vec 2.0 base and its kin have it before the layers."""
     return type(owner).__name__ not in ("Wav2Vec2Encoder", "HubertEncoder", "WavLMEncoder")
 
 
 def _check_weights(path: Path) -> None:
-    """Pickled weights are looked at before transformers opens them."""
+    """Check pickled weights before transformers opens them."""
     if any(path.glob("model*.safetensors")):
         return
     pickled = sorted(path.glob("pytorch_model*.bin"))
@@ -122,7 +121,7 @@ def _check_weights(path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without progress bars and reports: what matters in them is checked here."""
+    """Turn off progress bars and reports: what matters in them is checked here."""
     from transformers.utils import logging
 
     verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

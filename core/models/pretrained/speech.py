@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from core.config.schema import section
-from core.models.hubert.encoder import pass_over
+from core.models.hubert.encoder import skip_layer
 from core.models.hubert.frontend import MaskedGroupNorm, conv_lengths
 from core.models.pretrained.directory import Attention, cut_layers, find_layers, load_pretrained, read_model_type
 from core.models.pretrained.state_fusion import StateFusion
@@ -58,7 +58,7 @@ class PretrainedSpeechConfig:
 
 
 def load_speech_encoder(config: PretrainedSpeechConfig) -> "WaveEncoder | WhisperEncoder":
-    """ValueError for a directory that is not one of such a model, and for options that it does not have."""
+    """Load an encoder; ValueError for a directory without such a model and for options that it does not have."""
     path = Path(config.path).expanduser()
     found = read_model_type(path, accepted=[*WAVE_TYPES, "whisper"])
     if found == "whisper":
@@ -102,7 +102,7 @@ class WaveEncoder(nn.Module):
         self.train()  # Hugging Face hands models over in evaluation mode
 
     def train(self, mode: bool = True) -> "WaveEncoder":
-        """As ever, but for the convolutions: in training mode Hugging Face asks there for the gradient of the audio.
+        """Set the mode, except of the convolutions, whose training mode asks for the gradient of the audio.
 
         They do nothing else differently; and frozen ones then keep nothing for backward.
         """
@@ -111,7 +111,7 @@ class WaveEncoder(nn.Module):
         return self
 
     def forward(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        """audio (B, S), num_samples (B,) -> hidden (B, T, D), lengths (B,), at least 1."""
+        """Map audio (B, S) and num_samples (B,) to hidden (B, T, D) and lengths (B,), at least 1."""
         window = _window(self.conv_layers)
         num_samples = num_samples.clamp(min=window)  # one frame at least
         audio = F.pad(audio, (0, max(0, window - audio.size(1))))
@@ -131,7 +131,7 @@ class WaveEncoder(nn.Module):
         return self.fusion(torch.stack([*inner, output.last_hidden_state], dim=1), lengths[-1])
 
     def blocks(self) -> list[nn.Module]:
-        """The unit of activation checkpointing, compilation and sharding."""
+        """Return the modules to checkpoint, compile and shard one by one."""
         return list(find_layers(self.model))
 
 
@@ -162,7 +162,7 @@ class WhisperEncoder(nn.Module):
         self.train()
 
     def forward(self, audio: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        """audio (B, S), num_samples (B,) -> hidden (B, T, D) of the whole window, lengths (B,), at least 1."""
+        """Map audio (B, S), num_samples (B,) to hidden (B, T, D) of the whole window, lengths (B,), at least 1."""
         room = self.num_frames * _WHISPER_FRAME_SAMPLES
         if audio.size(1) > room:
             raise ValueError(f"clips of {audio.size(1) / 16000:.2f} s do not fit window_s={room / 16000:.2f}; raise it")
@@ -172,7 +172,7 @@ class WhisperEncoder(nn.Module):
         return hidden, -(-num_samples.clamp(min=1) // _WHISPER_FRAME_SAMPLES)
 
     def _log_mel(self, audio: Tensor) -> Tensor:
-        """As transformers' WhisperFeatureExtractor: (B, S) -> (B, F, S / 160)."""
+        """Map (B, S) to (B, F, S / 160), as transformers' WhisperFeatureExtractor does."""
         with torch.autocast(audio.device.type, enabled=False):
             window = torch.hann_window(400, device=audio.device)
             spectrum = torch.stft(audio.float(), 400, 160, window=window, return_complex=True)[..., :-1]
@@ -180,12 +180,12 @@ class WhisperEncoder(nn.Module):
             return (torch.maximum(log_mel, log_mel.amax((1, 2), keepdim=True) - 8.0) + 4.0) / 4.0
 
     def blocks(self) -> list[nn.Module]:
-        """The unit of activation checkpointing, compilation and sharding."""
+        """Return the modules to checkpoint, compile and shard one by one."""
         return list(find_layers(self.model))
 
 
 class _GroupNormOfLengths(MaskedGroupNorm):
-    """In the place of a GroupNorm whose caller knows no lengths: they are left here before each forward."""
+    """A replacement of a GroupNorm whose caller knows no lengths: they are left here before each forward."""
 
     lengths: Tensor
 
@@ -196,12 +196,12 @@ class _GroupNormOfLengths(MaskedGroupNorm):
         return made
 
     def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
-        """x (B, C, T)."""
+        """Map x (B, C, T) to the same shape."""
         return super().forward(x, self.lengths)
 
 
 def add_layer_drop(layers: Iterable[nn.Module], probability: float) -> None:
-    """Pass over each layer in training with that probability (Fan et al. 2020), in place."""
+    """Let training skip each layer with that probability (Fan et al. 2020), in place."""
     if probability:
         for number, layer in enumerate(layers):
             layer.forward = _dropping(layer, probability, is_first=number == 0)
@@ -215,14 +215,14 @@ def _dropping(layer: nn.Module, probability: float, *, is_first: bool) -> Callab
         is_kept = not layer.training or (shares_positions and is_first) or torch.rand(()) >= probability
         if is_kept:
             return forward(hidden, *arguments, **keywords)
-        passed = pass_over(hidden, layer.parameters())
+        passed = skip_layer(hidden, layer.parameters())
         return (passed, keywords["position_bias"]) if shares_positions else passed
 
     return call
 
 
 def _window(conv_layers: list[tuple[int, int, int]]) -> int:
-    """Samples that the convolutions need for one frame."""
+    """Return the samples that the convolutions need for one frame."""
     window, hop = 1, 1
     for _, kernel, stride in conv_layers:
         window, hop = window + (kernel - 1) * hop, hop * stride

@@ -20,7 +20,7 @@ class StateFusion(nn.Module):
         self.norm = nn.BatchNorm2d(times)
 
     def forward(self, states: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """states (B, N, T, D), lengths (B,) -> (B, T times, D), their lengths (B,): the mixtures of a frame in turn."""
+        """Map states (B, N, T, D), lengths (B,) to (B, T times, D), their lengths (B,): a frame's mixtures in turn."""
         mixed = self.conv(states).transpose(1, 2)  # (B, T, times, D)
         is_valid = valid_frames(lengths, mixed.size(1))  # (B, T)
         selected = self.norm(mixed[is_valid].unsqueeze(-1)).squeeze(-1)  # (valid frames, times, D)

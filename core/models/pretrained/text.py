@@ -31,7 +31,7 @@ class PretrainedTextConfig:
 
 
 class PretrainedText(nn.Module):
-    """ValueError for a directory that is not one of a text encoder."""
+    """A text encoder that is trained along. ValueError for a directory without one."""
 
     def __init__(self, config: PretrainedTextConfig) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class PretrainedText(nn.Module):
         self.train()  # Hugging Face hands models over in evaluation mode
 
     def forward(self, token_ids: Tensor, num_tokens: Tensor) -> Tensor:
-        """token_ids (B, L), num_tokens (B,) -> (B, D) in fp32. ValueError for more tokens than it has positions."""
+        """Map token_ids (B, L), num_tokens (B,) to (B, D) in fp32. ValueError for more tokens than positions."""
         if token_ids.size(1) > self.max_tokens:
             raise ValueError(
                 f"{token_ids.size(1)} tokens are more than the {self.max_tokens:.0f} positions of the text encoder; "
@@ -62,12 +62,12 @@ class PretrainedText(nn.Module):
         return self.pooling(hidden, num_tokens)
 
     def blocks(self) -> list[nn.Module]:
-        """The unit of activation checkpointing, compilation and sharding."""
+        """Return the modules to checkpoint, compile and shard one by one."""
         return list(find_layers(self.model))
 
 
 def _num_positions(model: Any) -> float:
-    """The most tokens that a model has positions for; RoBERTa's begin behind the id of its padding."""
+    """Return the most tokens that a model has positions for; RoBERTa's begin behind the id of its padding."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding) and name.endswith("position_embeddings"):
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
@@ -78,13 +78,13 @@ class FrozenText:
     """A text encoder that gives targets: no sub-module of what is trained, never in training mode, no gradients."""
 
     def __init__(self, config: PretrainedTextConfig, *, device: torch.device, dtype: torch.dtype | None = None) -> None:
-        """`dtype`: of the products of matrices, by autocast; None: fp32."""
+        """Load the encoder; its products of matrices are autocast to `dtype` (None: fp32)."""
         self.encoder = PretrainedText(config).to(device).eval().requires_grad_(False)
         self.output_dim = self.encoder.output_dim
         self._device, self._dtype = device, dtype
 
     @torch.no_grad()  # not inference_mode: backward of what is made of these features needs ordinary tensors
     def features(self, token_ids: Tensor, num_tokens: Tensor) -> Tensor:
-        """token_ids (B, L), num_tokens (B,) -> (B, D) in fp32, as they come, of any length."""
+        """Map token_ids (B, L) and num_tokens (B,) to (B, D) in fp32, as they come, of any length."""
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None):
             return self.encoder(token_ids, num_tokens)

@@ -81,7 +81,7 @@ class DeepSpeedEngine:
         return norm
 
     def _step_whole(self, lr: float) -> Tensor:
-        """Stage 0 neither tells the norm nor looks at it."""
+        """Update at stage 0, which neither tells the norm nor looks at it."""
         gradients = [p.grad for group in self._optimizer.param_groups for p in group["params"] if p.grad is not None]
         if self._loss_scale is not None:
             self._loss_scale.unscale(gradients)
@@ -143,7 +143,7 @@ class DeepSpeedEngine:
 
 
 def _check(model: nn.Module, config: ParallelConfig, *, optim: OptimConfig, ranks: Ranks) -> None:
-    """ValueError for what DeepSpeed cannot do, or would do otherwise than asked."""
+    """Raise ValueError for what DeepSpeed cannot do, or would do otherwise than asked."""
     if ranks.tp_size > 1:
         raise ValueError(f"parallel.tp_size={ranks.tp_size} must be 1 with strategy deepspeed")
     if config.compile:

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 
 def import_deepspeed(ranks: Ranks) -> Any:
-    """The package, joined to torch's process group: no MPI, no launcher of its own."""
+    """Import the package and join it to torch's process group: no MPI, no launcher of its own."""
     os.environ.setdefault("DS_ACCELERATOR", ranks.device.type)  # else it takes a GPU that this run does not want
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))  # asserted, even where srun counts
     try:
@@ -26,7 +26,7 @@ def import_deepspeed(ranks: Ranks) -> Any:
     except ImportError as error:
         advice = "pip install -c constraints.txt deepspeed"
         raise ValueError(f"parallel.strategy=deepspeed needs the package deepspeed: {advice}") from error
-    speak_through_ours()
+    route_logging()
     if ranks.device.type == "cpu":
         # Its only kernel for CPUs is compiled at first use, for half a minute, and not at all in a path with a space.
         deepspeed.ops.__compatible_ops__ = {}
@@ -38,8 +38,8 @@ def import_deepspeed(ranks: Ranks) -> Any:
     return deepspeed
 
 
-def speak_through_ours() -> None:
-    """What DeepSpeed logs goes the way of all logs, from WARNING up; it brings a handler of its own."""
+def route_logging() -> None:
+    """Send what DeepSpeed logs the way of all logs, from WARNING up; it brings a handler of its own."""
     of_library = logging.getLogger("DeepSpeed")
     for handler in list(of_library.handlers):
         of_library.removeHandler(handler)
@@ -50,13 +50,13 @@ def speak_through_ours() -> None:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not what is known: the loop tells skipped updates, SGD is tested here, and dataclasses are shown to it below."""
+    """Drop what is known: the loop tells skipped updates, SGD is tested here, dataclasses are shown to it below."""
     known = ("OVERFLOW!", "untested optimizer", "unknown inputs or outputs")
     return not any(text in record.getMessage() for text in known)
 
 
 def zero_optimizer(model: nn.Module, optim: OptimConfig, config: ZeroConfig, *, ranks: Ranks) -> torch.optim.Optimizer:
-    """Torch's optimizer, or DeepSpeed's Adam where that is wanted and every rank's machine can build it."""
+    """Return torch's optimizer, or DeepSpeed's Adam where that is wanted and every rank's machine can build it."""
     ours = build_optimizer(model, optim)
     is_wanted = config.adam == "deepspeed" or (config.adam == "auto" and ranks.device.type == "cuda")
     if optim.name == "sgd" or config.stage == 0 or not is_wanted:
@@ -77,7 +77,7 @@ def zero_optimizer(model: nn.Module, optim: OptimConfig, config: ZeroConfig, *, 
 
 
 def _build_adam(groups: list[dict[str, Any]], optim: OptimConfig, *, on_host: bool) -> torch.optim.Optimizer:
-    """DeepSpeed's kernel, compiled at first use; about a minute."""
+    """Build DeepSpeed's kernel, which is compiled at first use in about a minute."""
     from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 
     parts = [{"params": group["params"], "weight_decay": group["weight_decay"]} for group in groups]
@@ -94,7 +94,7 @@ def _build_adam(groups: list[dict[str, Any]], optim: OptimConfig, *, on_host: bo
 def show_tensors_in_dataclasses(engine: Any, *, stage: int) -> None:
     """Let DeepSpeed find the outputs of modules that return dataclasses; it looks into tuples and dicts only.
 
-    By those of the model it learns that backward begins, and at stage 3 by those of each module that its parameters
+    From those of the model it learns that backward begins, at stage 3 from those of each module that its parameters
     are needed again.
     """
     from deepspeed.runtime.utils import register_output_backward_hooks
@@ -113,7 +113,7 @@ def show_tensors_in_dataclasses(engine: Any, *, stage: int) -> None:
 
 
 def _fields(output: Any) -> dict[str, Any]:
-    """What a dataclass holds; nothing of what DeepSpeed looks into itself."""
+    """Return what a dataclass holds; nothing of what DeepSpeed looks into itself."""
     if not dataclasses.is_dataclass(output) or isinstance(output, dict | tuple | list):
         return {}
     return {field.name: getattr(output, field.name) for field in dataclasses.fields(output) if field.init}

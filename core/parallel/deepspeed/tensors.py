@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from core.parallel.flat_shard import FlatShard
-from core.parallel.names import bare_name, dealt, make_states, model_tensors, parameter_names
+from core.parallel.names import bare_name, make_states, model_tensors, parameter_names, partition_tensors
 from core.parallel.weights import Named, Saved
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Where this rank's elements of a parameter lie in a flat tensor; there may be none."""
+class ParameterFragment:
+    """The elements of a parameter that this rank has in a flat tensor; there may be none."""
 
     name: str
     shape: torch.Size
@@ -37,22 +37,22 @@ class ZeroTensors:
     """The tensors of one DeepSpeed optimizer of stage 1, 2 or 3 (`zero`), and how to fill them."""
 
     def __init__(self, model: nn.Module, zero: Any, *, stage: int, kind: str, rank: int) -> None:
-        """`kind`: the name of the optimizer, whoever's it is, as torch has it."""
+        """Take over the optimizer's tensors. `kind`: its name as torch has it, whoever's it is."""
         self._model, self._zero, self._stage, self._rank = model, zero, stage, rank
         self._marker = {f"optimizer_class.{kind}": torch.zeros(())}
         self._numbers: dict[str, Tensor] = {}  # being read
 
     def share(self, *, group: dist.ProcessGroup | None) -> Named:
-        """What this rank writes."""
+        """Return what this rank writes."""
         of_model = self._of_model()
-        return dealt(
+        return partition_tensors(
             {**of_model, **self._marker, **self._states()},
             of_first=of_model.keys() - parameter_names(self._model),
             group=group,
         )
 
     def targets(self, saved: Saved, *, weights_only: bool) -> Named:
-        """What a checkpoint is read into; then call `loaded`. The optimizer's states are made or dropped as in it."""
+        """Return what a checkpoint is read into; then call `loaded`. States are made or dropped as it has them."""
         if self._stage == 3:
             self._zero.empty_partition_cache()  # what is gathered would hide what is read
         if weights_only:
@@ -74,14 +74,14 @@ class ZeroTensors:
         self._zero.refresh_fp32_params()
         base = self._base()
         taken: dict[tuple[Tensor, str], float] = {}
-        for piece in self._pieces():
-            state = base.state.get(piece.flat, {})
-            for key in [key for key in state if f"optimizer.{piece.name}.{key}" in self._numbers]:
-                number = float(self._numbers[f"optimizer.{piece.name}.{key}"])
-                if taken.setdefault((piece.flat, key), number) != number:
+        for fragment in self._fragments():
+            state = base.state.get(fragment.flat, {})
+            for key in [key for key in state if f"optimizer.{fragment.name}.{key}" in self._numbers]:
+                number = float(self._numbers[f"optimizer.{fragment.name}.{key}"])
+                if taken.setdefault((fragment.flat, key), number) != number:
                     raise ValueError(
-                        f"optimizer.{piece.name}.{key} is {number:g} and that of another parameter is "
-                        f"{taken[piece.flat, key]:g}; ZeRO keeps one for both: go on with zero.stage=0, ddp or fsdp2"
+                        f"optimizer.{fragment.name}.{key} is {number:g} and that of another parameter is "
+                        f"{taken[fragment.flat, key]:g}; ZeRO keeps one for both: go on with zero.stage=0, ddp or fsdp2"
                     )
                 if isinstance(state[key], Tensor):
                     state[key].fill_(number)
@@ -90,7 +90,7 @@ class ZeroTensors:
         self._numbers = {}
 
     def clear_gradients(self) -> None:
-        """Where gradients have a place for good, one would count again in a step that does not use its parameter."""
+        """Clear gradients that have a place for good, which would count again in a step without their parameter."""
         kept = [flat.grad for flat, _ in self._groups() if flat.grad is not None]
         if self._stage == 3:
             kept.append(self._zero.grad_partitions_flat_buffer)
@@ -111,15 +111,15 @@ class ZeroTensors:
         return FlatShard(torch.Size(value.ds_shape), start, value.ds_tensor.detach().flatten().narrow(0, 0, size))
 
     def _states(self) -> dict[str, Tensor | FlatShard]:
-        """A state of the size of the flat tensor is dealt like it; a number, such as the step, becomes a tensor."""
+        """Return states: one of the flat tensor's size is split like it; a number becomes a tensor."""
         found: dict[str, Tensor | FlatShard] = {}
         base = self._base()
         numbers: dict[tuple[Tensor, str], float] = {}  # each waits for the device once
-        for piece in self._pieces():
-            for key, value in base.state.get(piece.flat, {}).items():
-                name, place = f"optimizer.{piece.name}.{key}", (piece.flat, key)
-                if isinstance(value, Tensor) and value.shape == piece.flat.shape:
-                    found[name] = piece.of(value)
+        for fragment in self._fragments():
+            for key, value in base.state.get(fragment.flat, {}).items():
+                name, place = f"optimizer.{fragment.name}.{key}", (fragment.flat, key)
+                if isinstance(value, Tensor) and value.shape == fragment.flat.shape:
+                    found[name] = fragment.of(value)
                     continue
                 if place not in numbers:
                     numbers[place] = float(value)
@@ -127,7 +127,6 @@ class ZeroTensors:
         return found
 
     def _base(self) -> Optimizer:
-        """The optimizer that DeepSpeed's wraps."""
         base: Optimizer = self._zero.optimizer
         return base
 
@@ -142,25 +141,25 @@ class ZeroTensors:
                 self._zero._clear_fp32_optimizer_param_groups()
 
     def _groups(self) -> list[tuple[Any, list[nn.Parameter]]]:
-        """Each flat tensor that this rank updates, with the parameters that pieces of it belong to."""
+        """Return each flat tensor that this rank updates, with the parameters that parts of it belong to."""
         if self._stage == 3:
             return list(zip(self._zero.fp32_partitioned_groups_flat, self._zero.fp16_groups, strict=True))
         return list(zip(self._zero.single_partition_of_fp32_groups, self._zero.bit16_groups, strict=True))
 
-    def _pieces(self) -> Iterator[Piece]:
+    def _fragments(self) -> Iterator[ParameterFragment]:
         names = {parameter: bare_name(name) for name, parameter in self._model.named_parameters()}
         for flat, parameters in self._groups():
             for parameter in parameters:
-                yield self._piece(names[parameter], parameter, flat)
+                yield self._fragment(names[parameter], parameter, flat)
 
-    def _piece(self, name: str, parameter: Any, flat: Tensor) -> Piece:
+    def _fragment(self, name: str, parameter: Any, flat: Tensor) -> ParameterFragment:
         if self._stage == 3:
             _, place, length = self._zero.grad_position[self._zero.get_param_id(parameter)]
             start = min(self._rank * length, parameter.ds_numel)
             size = min(length, parameter.ds_numel - start)
-            return Piece(name, torch.Size(parameter.ds_shape), start, flat, place, size)
+            return ParameterFragment(name, torch.Size(parameter.ds_shape), start, flat, place, size)
         mapping = parameter._hp_mapping
         if mapping is None:
-            return Piece(name, parameter.shape, 0, flat, 0, 0)
+            return ParameterFragment(name, parameter.shape, 0, flat, 0, 0)
         in_parameter, in_flat = mapping.lp_fragment_address, mapping.hp_fragment_address
-        return Piece(name, parameter.shape, in_parameter.start, flat, in_flat.start, in_flat.numel)
+        return ParameterFragment(name, parameter.shape, in_parameter.start, flat, in_flat.start, in_flat.numel)

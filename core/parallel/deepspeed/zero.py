@@ -21,9 +21,9 @@ NEEDS_STAGE = {
 
 @section
 class ZeroConfig:
-    """What strategy deepspeed adds. Sizes are in elements; null is DeepSpeed's own default.
+    """The settings of strategy deepspeed. Sizes are in elements; null is DeepSpeed's own default.
 
-    `stage`: 0 a replica a rank; dealt out to the ranks are at 1 the optimizer, at 2 gradients too, at 3 parameters too.
+    `stage`: 0 a replica a rank; sharded over the ranks are at 1 the optimizer, at 2 gradients too, at 3 parameters too.
     `adam`: deepspeed is its own kernel, built at first use, or an error; torch needs nothing; auto takes DeepSpeed's
     where there is a GPU and it can be built. SGD, and stage 0, are always torch's.
     `offload_optimizer`: its states and its work on the host. `communication`: what gradients travel in.
@@ -53,7 +53,7 @@ class ZeroConfig:
 
 
 def library_config(config: ZeroConfig, *, max_norm: float | None, num_trained: int) -> dict[str, Any]:
-    """The JSON that DeepSpeed is given, of a model with so many trained elements.
+    """Return the JSON that DeepSpeed is given, for a model with so many trained elements.
 
     No more precision than fp32: forward runs under autocast instead, so that neither the initial weights nor the
     gradients that are added up are rounded, as they are in DeepSpeed's own 16-bit modes.

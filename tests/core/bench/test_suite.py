@@ -162,11 +162,11 @@ def test_summaries_are_made_anew_from_what_is_there(suite: Path) -> None:
             "eta_mode": "global_max", "speech_attention": None, "text_attention": None, "precision": "fp32",
         }  # fmt: skip
         write_json(Path(row["run_dir"], "run_context.json"), context | {"effective": {"eta_mode": "rank0"}})
-    bench(suite.parents[2], "summarize")
+    bench(suite.parents[1], "summarize")
     assert {row["eta_mode"] for row in read_table(suite / "eta_points.csv")} == {"rank0"}
     assert "ab-old_like-r1: host memory" in (suite / "summary.md").read_text().split("Not judged:")[1]
     assert read_json(suite / "summary.json")["runs_by_status"] == {"ok": 2}
-    said = bench(suite.parents[2], "diagnose", code=int(_leaks(suite)))
+    said = bench(suite.parents[1], "diagnose", code=int(_leaks(suite)))
     assert "ab-old_like-r1: host memory: too short" in said
 
 

@@ -90,12 +90,12 @@ def test_what_appears_after_the_takeover_does_not_count(run: Path, monkeypatch: 
     save_steps(checkpoints, 15, engine=engine)
     assert end() is None, "the old job does not notice"
     assert complete_steps(run / CHECKPOINTS) == [10, 15, 20], "and removes nothing that the new one needs"
-    assert (checkpoints.newest_step(), newest_step(run)) == (15, 15)
+    assert (checkpoints.newest_step(), newest_step(run, [])) == (15, 15)
     third = store(run / CHECKPOINTS, token=3)
     assert third.restore(engine) == {"step": 15} and engine.step == 15
     save_steps(third, 20, engine=engine)
     assert restored(run / CHECKPOINTS, token=4) == ({"step": 20}, 20)
-    assert newest_step(run) == 20
+    assert newest_step(run, []) == 20
     assert names(run / CHECKPOINTS) == [LINEAGE, "step_00000015", "step_00000020"]
     assert not (run / CHECKPOINTS / "step_00000020/metrics.json").exists()
 
@@ -108,7 +108,7 @@ def test_it_does_not_bring_a_run_back_that_began_anew(tmp_path: Path, monkeypatc
     assert end() is None
     assert complete_steps(tmp_path / CHECKPOINTS) == [20]
     assert store(tmp_path / CHECKPOINTS, token=3).restore(TinyEngine()) is None
-    assert newest_step(tmp_path) == 0
+    assert newest_step(tmp_path, []) == 0
 
 
 @pytest.mark.parametrize("is_named", [False, True])

@@ -9,31 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from core.checkpoint.store import CheckpointConfig
-from core.config.schema import section
-from core.job.run import Outcome, Run, RunConfig, run_job
-from core.job.stop import StopConfig
-from core.optim.optim import OptimConfig
-from core.report.loggers import LoggerConfig
+from core.job.run import Outcome, Run, run_job
+from core.job.settings import JobConfig, RunConfig
 from core.rundir.exit_codes import ExitCode
 from core.rundir.files import CONFIG, LEASE, LEDGER, STOP
 from core.rundir.whole_files import read_json, read_records, write_json
-from core.train.settings import TrainConfig
 from tests.ranks import free_port
 
 
-@section
-class Config:
-    run: RunConfig
-    train: TrainConfig
-    optim: OptimConfig = OptimConfig(lr=0.1)
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    stop: StopConfig = StopConfig()
-    loggers: LoggerConfig = LoggerConfig()
-
-
-def config(*, max_steps: int = 1) -> Config:
-    return Config(run=RunConfig(name="one", device="cpu"), train=TrainConfig(max_steps=max_steps))
+def config() -> JobConfig:
+    return JobConfig(run=RunConfig(name="one", device="cpu"))
 
 
 def in_ranks(runs: Path, body: Callable[[Run], Outcome], *, num: int = 1, **environment: str) -> list[int | None]:

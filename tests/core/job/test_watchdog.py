@@ -11,7 +11,7 @@ import pytest
 
 from core.job.errors import DataError
 from core.job.rank_files import RankFile, RankState
-from core.job.watchdog import Watchdog, WatchdogConfig, verdict
+from core.job.watchdog import Watchdog, WatchdogConfig, describe_hang
 from core.rundir.exit_codes import ExitCode
 from core.timing.phases import Phases
 
@@ -26,14 +26,14 @@ def told(rank: int, *, entered: int, is_stuck: bool = True, **others: object) ->
 
 def test_who_is_behind_hung() -> None:
     stuck = [told(0, entered=40), told(1, entered=38, phase="data"), told(2, entered=40)]
-    assert verdict(stuck, [], world_size=3) == (
+    assert describe_hang(stuck, [], world_size=3) == (
         "rank 1 (elsewhere, process 101) hung in data of step 7 for 118 s; 2 of 3 ranks wait in reduce of step 7"
     )
 
 
 def test_who_is_silent_hung_wherever_the_others_are() -> None:
     stuck, silent = [told(0, entered=40), told(1, entered=38)], [told(2, entered=39, is_stuck=False)]
-    assert verdict(stuck, silent, world_size=3) == (
+    assert describe_hang(stuck, silent, world_size=3) == (
         "rank 2 (elsewhere, process 102) hung in reduce of step 7: last seen 5 s ago; "
         "2 of 3 ranks wait in reduce of step 7"
     )
@@ -41,18 +41,18 @@ def test_who_is_silent_hung_wherever_the_others_are() -> None:
 
 def test_who_failed_is_no_riddle() -> None:
     failed = told(1, entered=38, is_stuck=False, exit_code=89, reason="DataError: no data")
-    words = verdict([told(0, entered=40)], [failed], world_size=2)
+    words = describe_hang([told(0, entered=40)], [failed], world_size=2)
     assert words.startswith("rank 1 (elsewhere, process 101) failed in reduce of step 7: DataError: no data; 1 of 2")
 
 
 def test_many_ranks_are_counted() -> None:
     stuck = [told(rank, entered=40) for rank in range(20)]
-    words = verdict(stuck, [], world_size=20)
+    words = describe_hang(stuck, [], world_size=20)
     assert words.count("hung in") == 8 and words.endswith("; 12 more")
 
 
 def test_ranks_that_told_nothing_are_named() -> None:
-    assert verdict([told(0, entered=4)], [], world_size=3).startswith("ranks [1, 2] of 3 told nothing")
+    assert describe_hang([told(0, entered=4)], [], world_size=3).startswith("ranks [1, 2] of 3 told nothing")
 
 
 class Clock:

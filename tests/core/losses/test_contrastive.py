@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from core.losses.contrastive import Kind, PairEmbeddings, contrastive_loss
 from tests.core.losses.pairs import examples, gradients, infonce, largest_difference, reference, two_sides
 
+pytestmark = pytest.mark.numerics
+
 KEYS = [1, 2, 3, 2, 5, 6, 3, 3]  # of texts: some occur more than once
 KINDS: list[Kind] = ["infonce", "local", "siglip"]
 

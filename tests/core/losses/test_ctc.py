@@ -9,6 +9,8 @@ from torch import Tensor
 
 from core.losses.ctc import ctc_loss, is_feasible, required_frames
 
+pytestmark = pytest.mark.numerics
+
 
 def brute_force(logits: Tensor, targets: list[int]) -> Tensor:
     """-ln of the summed probability of all paths (T, V) that collapse to the targets."""

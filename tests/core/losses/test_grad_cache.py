@@ -10,6 +10,8 @@ from core.losses.contrastive import Kind, PairEmbeddings, contrastive_loss
 from core.losses.grad_cache import Encode, grad_cache_loss
 from tests.core.losses.pairs import TwoSides, examples, gradients, largest_difference, two_sides
 
+pytestmark = pytest.mark.numerics
+
 KEYS = torch.tensor([1, 2, 3, 2, 5, 6, 3, 3, 9, 10])
 
 

@@ -20,6 +20,8 @@ from core.losses.masked_prediction import (
 from core.models.hubert.config import HubertConfig
 from core.models.hubert.model import ClusterHead
 
+pytestmark = pytest.mark.numerics
+
 
 def test_the_worked_value() -> None:
     output = masked_prediction_loss(torch.zeros(1, 1, 2), torch.tensor([[1]]), torch.tensor([0.05]))

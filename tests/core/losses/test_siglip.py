@@ -7,6 +7,8 @@ from torch import Tensor
 from core.losses.contrastive import PairEmbeddings, contrastive_loss
 from tests.core.losses.pairs import siglip
 
+pytestmark = pytest.mark.numerics
+
 
 def test_the_worked_example() -> None:
     output = PairEmbeddings(torch.eye(2), torch.eye(2), torch.zeros(1), torch.zeros(1))

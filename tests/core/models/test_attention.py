@@ -1,9 +1,12 @@
 """Self-attention against a softmax written out, with its masks and rotations."""
 
 import numpy as np
+import pytest
 import torch
 
 from core.models.attention import SelfAttention
+
+pytestmark = pytest.mark.numerics
 
 DIM, HEADS, FRAMES = 8, 2, 9
 

@@ -16,7 +16,10 @@ from core.models.pretrained.speech import PretrainedSpeechConfig
 from core.models.pretrained.text import FrozenText, PretrainedTextConfig
 from core.models.text_encoder import OwnTextConfig
 from core.optim.parameters import FreezeConfig, freeze
+from tests.closeness import assert_close
 from tests.core.models.hugging_face import directory_of
+
+pytestmark = pytest.mark.numerics
 
 AUDIO, NUM_SAMPLES = torch.randn(3, 8000, generator=torch.Generator().manual_seed(0)), torch.tensor([8000, 5000, 900])
 TOKENS, NUM_TOKENS = torch.tensor([[5, 6, 7, 8], [9, 5, 0, 0], [6, 0, 0, 0]]), torch.tensor([4, 2, 1])
@@ -76,8 +79,8 @@ def test_what_a_clip_shares_its_batch_with_changes_nothing() -> None:
         model.eval()
         both = model(AUDIO, NUM_SAMPLES, **text_inputs)
         alone = model(AUDIO[1:2, :5000], NUM_SAMPLES[1:2], token_ids=TOKENS[1:2, :2], num_tokens=NUM_TOKENS[1:2])
-        torch.testing.assert_close(both.speech[1:2], alone.speech, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(both.text[1:2], alone.text, rtol=1e-5, atol=1e-5)
+        assert_close(both.speech[1:2], alone.speech)
+        assert_close(both.text[1:2], alone.text)
 
 
 def test_the_space_is_that_of_the_text_without_projections() -> None:

@@ -5,6 +5,8 @@ import torch
 
 from core.models.dropout import Dropout
 
+pytestmark = pytest.mark.numerics
+
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
 def test_drops_its_share_independently_and_keeps_the_mean(p: float) -> None:

@@ -198,10 +198,10 @@ PROGRAM = """
 import sys
 import torch
 from core.distributed import joined
-from core.optim import OptimConfig
+from core.optim.optim import OptimConfig
 from core.parallel.engine import build_engine
 from core.parallel.settings import ParallelConfig
-from core.parallel.zero import ZeroConfig
+from core.parallel.deepspeed.zero import ZeroConfig
 
 with joined(device="cpu") as ranks:
     build_engine(torch.nn.Linear(3, 3), ParallelConfig(), optim=OptimConfig(lr=0.1), ranks=ranks)

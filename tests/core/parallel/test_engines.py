@@ -13,6 +13,7 @@ from core.optim.optim import OptimConfig
 from core.optim.parameters import FreezeConfig, freeze
 from core.parallel.dcp_files import read_metadata
 from core.parallel.engine import Engine
+from tests import closeness
 from tests.core.parallel.toy import (
     CUT,
     IDLE,
@@ -125,6 +126,7 @@ def test_a_step_that_is_discarded_leaves_no_trace(strategy: str) -> None:
         assert all(torch.equal(value, undisturbed[name]) for name, value in parameters.items())
 
 
+@pytest.mark.numerics
 @every_strategy
 def test_bf16_is_close_and_keeps_fp32_parameters_and_states(strategy: str, tmp_path: Path) -> None:
     def train(ranks: Ranks) -> History:
@@ -221,7 +223,7 @@ def test_tied_weights_stay_tied(strategy: str) -> None:
         assert is_tied
         assert parameters.keys() == numbers(expected).keys()
         for name, value in numbers(expected).items():
-            assert (parameters[name] - value).abs().max() <= 1e-5, name
+            closeness.assert_close(parameters[name], value, name=name)
 
 
 @dataclass
@@ -288,4 +290,4 @@ def test_unused_and_frozen_parameters_and_dataclasses(strategy: str) -> None:
         optimizer.zero_grad()
     for parameters in run_on_ranks(train, 2):
         for name, value in numbers(expected).items():
-            assert (parameters[name] - value).abs().max() <= 1e-4, name
+            closeness.assert_close(parameters[name], value, rel=1e-4, name=name)

@@ -18,6 +18,8 @@ from core.parallel.engine import build_engine
 from tests.core.parallel.toy import STRATEGIES, numbers
 from tests.ranks import run_on_ranks
 
+pytestmark = pytest.mark.numerics
+
 STEPS, PAIRS = 6, 4  # pairs a rank
 OPTIM = OptimConfig(name="adamw", lr=1e-2, weight_decay=0.1, max_norm=1.0)
 CONFIG = CsaConfig(

@@ -12,6 +12,7 @@ from core.optim.parameters import ThawConfig
 from core.parallel.dcp_files import read_metadata
 from core.parallel.engine import Engine, build_engine
 from core.parallel.settings import ParallelConfig
+from tests import closeness
 from tests.core.parallel.toy import MAX_NORM, ROWS, STEPS, WHOLE, built, full_batch, loss_sum, numbers, toy, update
 from tests.ranks import run_on_ranks
 
@@ -63,7 +64,7 @@ def test_late_parameters_begin_to_learn_when_they_should(strategy: str, num_rank
     for parameters, states in run_on_ranks(train, num_ranks):
         for step in range(STEPS):
             for name, value in expected[step].items():
-                assert (parameters[step][name] - value).abs().max() <= 1e-4, (step, name)
+                closeness.assert_close(parameters[step][name], value, rel=1e-4, name=(step, name))
                 if step < AFTER and name.startswith(LATE):
                     assert torch.equal(parameters[step][name], begin[name]), (step, name)
             assert states[step] == ({"last.weight", "last.bias"} if step < AFTER else set(begin))

@@ -15,6 +15,7 @@ from core.optim.optim import OptimConfig
 from core.parallel.deepspeed.zero import ZeroConfig
 from core.parallel.engine import Engine, build_engine
 from core.parallel.settings import ParallelConfig
+from tests import closeness
 from tests.core.parallel.training import whole
 
 # Once, here, and not in every rank that is forked: what engines and optimizers import when they are first made.
@@ -161,5 +162,6 @@ def assert_close(found: History, expected: History, *, rel: float = 1e-5) -> Non
     assert found.losses == pytest.approx(expected.losses, rel=rel)
     assert found.norms == pytest.approx(expected.norms, rel=rel)
     assert found.parameters.keys() == expected.parameters.keys()
+    largest = max(float(value.abs().max()) for value in expected.parameters.values())
     for name, value in expected.parameters.items():
-        assert (found.parameters[name] - value).abs().max() <= rel, name
+        closeness.assert_close(found.parameters[name], value, rel=rel, of=largest, name=name)

@@ -6,13 +6,14 @@ import pytest
 
 import core.samplers.admission
 from core.samplers.admission import Source, admit
-from core.samplers.rules import PlanConfig
+from core.samplers.budget import Budget
+from core.samplers.settings import PlanConfig
 
 DURATIONS = np.array([3.0, 0.5, 12.0, 31.0, 9.0, 0.2, 45.0, 30.0], np.float32)
 
 
-def rules(**changes: Any) -> PlanConfig:
-    return PlanConfig(**{"micro_batches_per_step": 4, "max_duration_s": 30.0, "min_cut_s": 1.0, **changes})
+def rules(**changes: Any) -> Budget:
+    return PlanConfig(**{"micro_batches_per_step": 4, "max_duration_s": 30.0, "min_cut_s": 1.0, **changes}).budget
 
 
 @pytest.fixture(autouse=True)
@@ -22,27 +23,27 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_skip_leaves_out_and_counts() -> None:
     admitted = admit(Source("a", DURATIONS), rules(over_budget="skip"))
-    rows, durations = admitted.cuts(np.arange(admitted.num))
+    rows, durations = admitted.rows_and_lengths(np.arange(admitted.num))
     assert rows.tolist() == [0, 2, 4, 7]
     assert durations.tolist() == [3, 12, 9, 30]
     assert (admitted.num_too_short, admitted.num_over_budget) == (2, 2)
-    assert (admitted.audio_s, admitted.longest_s) == (54, 30)
+    assert (admitted.total_length, admitted.longest) == (54, 30)
 
 
 def test_crop_counts_the_cropped_length() -> None:
     admitted = admit(Source("a", DURATIONS), rules(over_budget="crop"))
-    rows, durations = admitted.cuts(np.arange(admitted.num))
+    rows, durations = admitted.rows_and_lengths(np.arange(admitted.num))
     assert rows.tolist() == [0, 2, 3, 4, 6, 7]
     assert durations.tolist() == [3, 12, 30, 9, 30, 30]
-    assert (admitted.audio_s, admitted.longest_s, admitted.crop_s) == (114, 30, 30)
+    assert (admitted.total_length, admitted.longest, admitted.crop_length) == (114, 30, 30)
 
 
 def test_alone_keeps_the_length() -> None:
     admitted = admit(Source("a", DURATIONS), rules(over_budget="alone"))
-    rows, durations = admitted.cuts(np.arange(admitted.num))
+    rows, durations = admitted.rows_and_lengths(np.arange(admitted.num))
     assert rows.tolist() == [0, 2, 3, 4, 6, 7]
     assert durations.tolist() == [3, 12, 31, 9, 45, 30]
-    assert (admitted.num_over_budget, admitted.longest_s) == (2, 30)
+    assert (admitted.num_over_budget, admitted.longest) == (2, 30)
 
 
 def test_error_names_source_row_and_choices() -> None:
@@ -57,7 +58,7 @@ def test_error_names_source_row_and_choices() -> None:
 def test_all_rows_admitted_needs_no_memory() -> None:
     admitted = admit(Source("a", DURATIONS), rules(max_duration_s=50.0, min_cut_s=0.0))
     assert admitted.kept is None
-    assert admitted.cuts(np.array([6, 1]))[0].tolist() == [6, 1]
+    assert admitted.rows_and_lengths(np.array([6, 1]))[0].tolist() == [6, 1]
 
 
 def test_a_cut_exactly_at_the_limit_is_within_it() -> None:
@@ -88,4 +89,4 @@ def test_memory_mapped_fields_of_an_index_are_read_in_place(tmp_path: Path) -> N
     admitted = admit(Source("a", mapped["duration_s"]), rules(over_budget="skip"))
     plain = admit(Source("a", DURATIONS), rules(over_budget="skip"))
     assert admitted.checksum == plain.checksum
-    assert admitted.cuts(np.arange(4))[1].tolist() == plain.cuts(np.arange(4))[1].tolist()
+    assert admitted.rows_and_lengths(np.arange(4))[1].tolist() == plain.rows_and_lengths(np.arange(4))[1].tolist()

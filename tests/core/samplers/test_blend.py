@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from core.samplers.admission import Source, admit
 from core.samplers.blend import Blend
-from core.samplers.rules import PlanConfig
+from core.samplers.settings import PlanConfig
 
 RULES = PlanConfig(micro_batches_per_step=1, max_duration_s=100.0)
 
@@ -18,7 +18,7 @@ def make_blend(sizes: Sequence[int], weights: Sequence[int], *, seed: int = 0, s
         Source(f"s{number}", np.arange(1, size + 1, dtype=np.float32) / size, weight)
         for number, (size, weight) in enumerate(zip(sizes, weights, strict=True))
     ]
-    return Blend([admit(source, RULES) for source in sources], seed=seed, segment=segment)
+    return Blend([admit(source, RULES.budget) for source in sources], seed=seed, segment=segment)
 
 
 def shares(blend: Blend, first: int, num: int) -> list[int]:
@@ -42,7 +42,7 @@ def test_any_stretch_equals_the_stream_walked_draw_by_draw(
         source = int(one.source[0])
         assert (source, one.epoch[0], one.row[0]) == (draws.source[place], draws.epoch[place], draws.row[place])
         assert one.epoch[0] == count[source] // sizes[source]
-        assert draws.duration_s[place] == np.float32((draws.row[place] + 1) / sizes[source])
+        assert draws.length[place] == np.float32((draws.row[place] + 1) / sizes[source])
         count[source] += 1
     assert np.array_equal(count, blend.counts(first + num))
     cuts = Counter(zip(draws.source.tolist(), draws.row.tolist(), strict=True))

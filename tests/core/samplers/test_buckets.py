@@ -12,38 +12,38 @@ LENGTHS = st.lists(st.floats(0.0625, 40, width=32), min_size=1, max_size=300).ma
 @settings(max_examples=100, deadline=None)
 @given(lengths=LENGTHS, num_buckets=st.integers(1, 50))
 def test_buckets_are_ascending_classes_of_length(lengths: np.ndarray, num_buckets: int) -> None:
-    longest_s = float(lengths.max())
-    buckets = make_buckets(lengths, num_buckets=num_buckets, longest_s=longest_s)
-    assert 1 <= len(buckets.upper_s) <= num_buckets
-    assert (np.diff(buckets.upper_s) > 0).all()
-    assert buckets.longest_s == longest_s
+    longest = float(lengths.max())
+    buckets = make_buckets(lengths, num_buckets=num_buckets, longest=longest)
+    assert 1 <= len(buckets.upper) <= num_buckets
+    assert (np.diff(buckets.upper) > 0).all()
+    assert buckets.longest == longest
     number = buckets.of(lengths).astype(int)
     order = np.argsort(lengths)
     assert (np.diff(number[order]) >= 0).all()
-    assert (lengths <= buckets.upper_s[number] * (1 + 1e-6)).all()
-    lower_s = np.append(0, buckets.upper_s)[number]
-    assert (lengths >= lower_s * (1 - 1e-6)).all()
+    assert (lengths <= buckets.upper[number] * (1 + 1e-6)).all()
+    lower = np.append(0, buckets.upper)[number]
+    assert (lengths >= lower * (1 - 1e-6)).all()
 
 
 def test_longer_than_the_longest_counts_as_the_longest() -> None:
-    buckets = make_buckets(np.arange(1, 11, dtype=np.float32), num_buckets=5, longest_s=10.0)
+    buckets = make_buckets(np.arange(1, 11, dtype=np.float32), num_buckets=5, longest=10.0)
     assert buckets.of(np.array([10, 11, 1e9], np.float32)).tolist() == [4, 4, 4]
 
 
 def test_equal_lengths_make_one_bucket() -> None:
-    buckets = make_buckets(np.full(100, 30, np.float32), num_buckets=20, longest_s=30.0)
+    buckets = make_buckets(np.full(100, 30, np.float32), num_buckets=20, longest=30.0)
     assert np.unique(buckets.of(np.full(100, 30, np.float32))).size == 1
 
 
 def test_edges_pad_less_than_equal_shares_and_equal_widths() -> None:
     rng = np.random.default_rng(0)
     lengths = rng.gamma(9, 1.4, 50_000).clip(1, 60).astype(np.float32)
-    buckets = make_buckets(lengths, num_buckets=20, longest_s=float(lengths.max()))
+    buckets = make_buckets(lengths, num_buckets=20, longest=float(lengths.max()))
 
     def padding(edges: np.ndarray) -> float:
         return float((edges[np.searchsorted(edges, lengths)] - lengths).mean())
 
-    ours = padding(np.append(buckets.upper_s[:-1], np.float32(1e9).clip(0, lengths.max())))
+    ours = padding(np.append(buckets.upper[:-1], np.float32(1e9).clip(0, lengths.max())))
     assert ours < 0.8 * padding(np.quantile(lengths, np.arange(1, 21) / 20))
     assert ours < 0.6 * padding(np.linspace(0, lengths.max(), 21)[1:])
 

@@ -80,7 +80,7 @@ def test_lengths_that_are_drawn_decide_the_buckets() -> None:
     """What is read of a cut is a random part of it: the batches are of parts that are alike."""
 
     def lengths(draws: Draws, *, segment: int) -> np.ndarray:
-        return np.minimum(1 + ((draws.row * 7 + draws.epoch * 3 + segment) % 20) / 10, draws.duration_s).astype("f4")
+        return np.minimum(1 + ((draws.row * 7 + draws.epoch * 3 + segment) % 20) / 10, draws.length).astype("f4")
 
     plan = Plan([Source("a", np.full(2000, 9.0, np.float32))], rules(20, num_buckets=20), seed=1, lengths=lengths)
     spread = []

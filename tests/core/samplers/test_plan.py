@@ -127,6 +127,39 @@ def test_a_dp_size_that_does_not_divide_is_refused(dp_size: int, per_step: int, 
         rank_micro_batches(next(plan.steps()), dp_rank=0, dp_size=dp_size)
 
 
+@pytest.mark.parametrize(("dp_size", "alike", "use"), [
+    (2, 1, "use 1, or set plan.alike_micro_batches to 2, 4, 6 or 12"),
+    (4, 6, "use 1, 2, 3 or 6, or set plan.alike_micro_batches to 4 or 12"),
+])  # fmt: skip
+def test_what_ranks_take_at_the_same_time_must_be_alike(dp_size: int, alike: int, use: str) -> None:
+    check_dp_size(dp_size, micro_batches_per_step=12, alike=dp_size)
+    with pytest.raises(ValueError, match=f"^dp size {dp_size} must divide plan.alike_micro_batches={alike}, .* {use}$"):
+        check_dp_size(dp_size, micro_batches_per_step=12, alike=alike)
+    with pytest.raises(ValueError, match="=5 must divide micro_batches_per_step=12; use 1, 2, 3, 4, 6 or 12"):
+        rules(micro_batches_per_step=12, alike_micro_batches=5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(durations=CORPORA, alike=st.sampled_from([1, 2, 3, 4, 6, 12]), seed=st.integers(0, 99))
+def test_alike_micro_batches_stay_together_and_others_mix(durations: np.ndarray, alike: int, seed: int) -> None:
+    """The same micro-batches as ever make the steps, in groups of `alike` that no step parts."""
+    config = rules(micro_batches_per_step=12, alike_micro_batches=alike)
+    plans = [Plan([Source("a", durations)], one, seed=seed) for one in (config, rules(micro_batches_per_step=12))]
+    mixed, sorted_ = ([step.micro_batches for step in islice(plan.steps(), plan.chunk(0).num_steps)] for plan in plans)
+
+    def groups(steps: list[Any], size: int) -> Counter[tuple[Any, ...]]:
+        flat = [tuple(batch) for step in steps for batch in step]
+        return Counter(tuple(sorted(flat[n : n + size])) for n in range(0, len(flat), size))
+
+    assert groups(mixed, 1) == groups(sorted_, 1)
+    if alike == 12:
+        assert [list(step) for step in mixed] == [list(step) for step in sorted_]
+    padded = [[len(b) * durations[[d.row for d in b]].max(initial=0) for b in step] for step in mixed]
+    of_groups = np.array(padded).reshape(-1, alike)
+    of_groups = of_groups[np.argsort(of_groups.mean(axis=1), kind="stable")]
+    assert (of_groups[:-1].max(axis=1) <= of_groups[1:].min(axis=1) + 60 / 200 + 1e-3).all(), "alike in cost"
+
+
 def test_the_plan_is_a_function_of_seed_and_segment() -> None:
     def first_steps(seed: int, segment: int) -> list[Step]:
         plan = Plan([Source("a", speech(300))], rules(), seed=seed, segment=segment)
@@ -252,9 +285,9 @@ def test_all_cuts_over_budget_and_alone() -> None:
 
 def test_the_reader_is_told_where_to_crop() -> None:
     sources = [Source("a", speech(50))]
-    assert Plan(sources, rules(max_cut_s=15.6, over_budget="crop"), seed=0).allowed_s == 15.6
-    assert Plan(sources, rules(over_budget="crop"), seed=0).allowed_s == 60
-    assert Plan(sources, rules(), seed=0).allowed_s is None
+    assert Plan(sources, rules(max_cut_s=15.6, over_budget="crop"), seed=0).crop_length == 15.6
+    assert Plan(sources, rules(over_budget="crop"), seed=0).crop_length == 60
+    assert Plan(sources, rules(), seed=0).crop_length is None
 
 
 def test_positions_of_another_segment_or_plan_are_refused() -> None:

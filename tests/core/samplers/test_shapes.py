@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from core.config.load import load
 from core.samplers.plan import Draw, EvaluationPlan, Plan, Position, Source, rank_micro_batches
-from core.samplers.shapes import ShapedPlanConfig
+from core.samplers.settings import ShapedPlanConfig
 from recipes.hubert_iter1.assembly import Config
 
 CONFIG = Path(__file__).parents[3] / "recipes" / "hubert_iter1" / "config.yaml"
@@ -36,10 +36,10 @@ def shape(lengths_s: np.ndarray, config: ShapedPlanConfig) -> tuple[int, float]:
     longest_s = min(float(lengths_s.max()), config.allowed_s)
     width_s = (config.allowed_s - config.min_cut_s) / config.num_buckets
     ends_s = [config.min_cut_s + width_s * (number + 1) for number in range(config.num_buckets)]
-    length_s = next((end for end in ends_s if longest_s <= end * (1 + 1e-6)), ends_s[-1])
-    cost_s = length_s + (length_s**2 / config.quadratic_duration_s if config.quadratic_duration_s else 0)
+    row_length = next((end for end in ends_s if longest_s <= end * (1 + 1e-6)), ends_s[-1])
+    cost_s = row_length + (row_length**2 / config.quadratic_duration_s if config.quadratic_duration_s else 0)
     fit = max(1, int(config.max_duration_s * (1 + 1e-6) / cost_s))
-    return min(fit, config.max_cuts or fit), round(length_s, 6)
+    return min(fit, config.max_cuts or fit), round(row_length, 6)
 
 
 def epoch(plan: Plan, *, chunks: int, dp_size: int) -> list[list[Draw]]:
@@ -62,15 +62,15 @@ def test_an_epoch_of_librispeech_has_as_many_shapes_as_buckets(dp_size: int) -> 
     found, rows = set(), []
     for draws in epoch(plan, chunks=3, dp_size=dp_size):
         own = [draw.row for draw in draws]
-        num_rows, length_s = shape(durations[own], config)
-        assert len(own) <= num_rows and num_rows * length_s <= config.max_duration_s * (1 + 1e-6)
-        found.add((num_rows, length_s))
+        num_rows, row_length = shape(durations[own], config)
+        assert len(own) <= num_rows and num_rows * row_length <= config.max_duration_s * (1 + 1e-6)
+        found.add((num_rows, row_length))
         rows += own
-    assert len(found) <= config.num_buckets and max(length_s for _, length_s in found) == config.max_cut_s
+    assert len(found) <= config.num_buckets and max(row_length for _, row_length in found) == config.max_cut_s
     assert sorted(rows) == np.flatnonzero(durations >= np.float32(config.min_cut_s)).tolist()
     assert plan.statistics.padding_share < 0.035 and plan.statistics.empty_share == 0
     chunks = [plan.chunk(number) for number in range(3)]
-    assert {pair for chunk in chunks for pair in zip(chunk.num_rows, chunk.length_s.round(6), strict=True)} == found
+    assert {pair for chunk in chunks for pair in zip(chunk.num_rows, chunk.row_length.round(6), strict=True)} == found
 
 
 @pytest.mark.parametrize(("changes", "audio_s", "padding"), [
@@ -85,7 +85,7 @@ def test_the_audio_in_an_update_is_what_the_recipes_page_says(
     """32 x 87.5 s = 2,800 s are a limit that whole clips do not fill."""
     config = replace(load(Config, CONFIG).plan, **changes)
     found = Plan([Source("train", like_librispeech(281_241, seed=1))], config, seed=1337).statistics
-    assert found.audio_s_per_step == pytest.approx(audio_s, abs=1)
+    assert found.length_per_step == pytest.approx(audio_s, abs=1)
     assert found.padding_share == pytest.approx(padding, abs=6e-4)
     assert f"{audio_s:,} s" in PAGE.read_text(encoding="utf-8")
 
@@ -115,7 +115,7 @@ def test_any_corpus_fills_no_more_than_its_shapes(num: int, changes: dict[str, A
         is_drawn &= durations <= np.float32(config.allowed_s)
     assume(is_drawn.any())
     assert config.shapes is not None
-    allowed = list(zip(config.shapes.num_rows.tolist(), config.shapes.upper_s.round(6).tolist(), strict=True))
+    allowed = list(zip(config.shapes.num_rows.tolist(), config.shapes.upper.round(6).tolist(), strict=True))
     plan = Plan([Source("train", durations)], config, seed=seed)
     rows = []
     for draws in epoch(plan, chunks=-(-int(is_drawn.sum()) // config.chunk_draws), dp_size=1):
@@ -140,7 +140,7 @@ def test_a_resume_is_the_tail() -> None:
 def test_an_evaluation_has_the_same_shapes() -> None:
     config = rules(min_cut_s=2.0, max_cut_s=15.625, max_duration_s=87.5)
     durations = like_librispeech(500, seed=3)
-    batches = EvaluationPlan(Source("dev", durations), config).batches(0, 1)
+    batches = EvaluationPlan([Source("dev", durations)], config).batches(0, 1)
     for draws in batches:
         own = [draw.row for draw in draws]
         assert len(own) <= shape(durations[own], config)[0] or len(own) == 1

@@ -4,6 +4,7 @@ import numpy as np
 
 from core.seeding import generator
 from core.speech.channel import Channel, ChannelConfig
+from tests.closeness import assert_close
 
 RATE_HZ = 16000
 
@@ -17,7 +18,7 @@ def test_a_tilt_is_its_difference_equation() -> None:
     found = Channel(ChannelConfig(loudness_db=0.0, tilt=0.9), RATE_HZ)(samples, rng=generator(1, "x"))
     factor = np.float32(generator(1, "x").uniform(-0.9, 0.9))
     expected = [samples[0]] + [samples[n] + factor * samples[n - 1] for n in range(1, len(samples))]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert_close(found, expected, rel=1e-6)
     assert abs(factor) > 0.01
 
 

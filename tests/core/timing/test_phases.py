@@ -110,10 +110,10 @@ def test_place_tells_who_is_behind() -> None:
     clock = Clock()
     phases = Phases(clock=clock)
     step(phases, clock, 1, SECONDS)
-    ahead = phases.place
+    ahead = phases.current
     assert (ahead.phase, ahead.step, ahead.since) == ("log", 1, 31.875)
     phases.begin_step(2)
-    assert phases.place[:2] == ("data", 2) and phases.place.entered == ahead.entered + 1
+    assert phases.current[:2] == ("data", 2) and phases.current.entered == ahead.entered + 1
 
 
 def test_the_usual_longest_step_needs_a_few() -> None:

@@ -19,8 +19,11 @@ from core.parallel.engine import Engine, build_engine
 from core.parallel.settings import ParallelConfig
 from core.timing.phases import Phases
 from core.train.loop import LossFn, train_step
+from tests import closeness
 from tests.core.parallel.training import whole
 from tests.ranks import run_on_ranks
+
+pytestmark = pytest.mark.numerics
 
 SGD = OptimConfig(name="sgd", lr=1.0)  # an update is minus the gradient
 PAIRS = 8
@@ -34,8 +37,9 @@ class Batch:
     rows: dict[str, Tensor]
     num_targets: int
     sample_ids: list[str] = field(default_factory=list)
-    audio_s: float = 0.0
-    padded_audio_s: float = 0.0
+    length: float = 0.0
+    padded_length: float = 0.0
+    unit: str = "s"
     bad: list[Any] = field(default_factory=list)
 
     def to(self, device: torch.device) -> "Batch":
@@ -101,7 +105,7 @@ def assert_close(found: Gradients, reference: Gradients, *, times: float = 1.0) 
     assert found.keys() == reference.keys()
     for name, value in reference.items():
         assert value.abs().max() > 1e-3
-        assert (found[name] - times * value).abs().max() <= 1e-6 * times, name
+        closeness.assert_close(found[name], times * value, rel=5e-6, name=name)
 
 
 # Contrastive: each rank scores its own rows against everybody's.
@@ -221,7 +225,8 @@ def spoken(rows: Sequence[int]) -> Batch:
         "targets": targets,
         "target_lengths": torch.tensor([len(TARGETS[row]) for row in rows]),
     }
-    return Batch(tensors, sum(len(TARGETS[row]) for row in rows if is_feasible(LENGTHS[row], TARGETS[row])))
+    num_targets = sum(len(TARGETS[row]) for row in rows if is_feasible(LENGTHS[row], TARGETS[row]))
+    return Batch(tensors, num_targets, sample_ids=[str(row) for row in rows])
 
 
 def ctc(model: nn.Module, batch: Batch) -> LossOutput:
@@ -291,3 +296,56 @@ def test_a_step_without_targets_changes_nothing_and_counts(world_size: int, stra
     ]
     assert skipped[0] == [1, 0]
     assert sum(map(sum, skipped)) == 1
+
+
+# Classes: a loss that is a mean, so that an empty micro-batch has none.
+
+
+def clips(rows: Sequence[int]) -> Batch:
+    """Some of 8 clips; without any, a silent one that counts for nothing."""
+    torch.manual_seed(3)
+    x, classes = torch.randn(8, 6), torch.randint(4, (8,))
+    tensors = {"x": x[list(rows)], "classes": classes[list(rows)]}
+    if not rows:
+        tensors = {"x": torch.zeros(1, 6), "classes": torch.zeros(1, dtype=torch.long)}
+    return Batch(tensors, len(rows), sample_ids=[str(row) for row in rows])
+
+
+def careless(model: nn.Module, batch: Batch) -> LossOutput:
+    """0 / 0 of an empty micro-batch, in its loss, its gradient and its metric."""
+    logits, classes = model(batch.rows["x"]), batch.rows["classes"]
+    weights = torch.full((len(classes),), float(batch.num_targets > 0))
+    mean = (F.cross_entropy(logits, classes, reduction="none") * weights).sum() / weights.sum()
+    right = ((logits.argmax(-1) == classes) * weights).sum() / weights.sum()
+    return LossOutput(mean * batch.num_targets, {"accuracy": (right * batch.num_targets, float(batch.num_targets))})
+
+
+def in_two_parts(model: nn.Module, batch: Batch) -> list[Callable[[], LossOutput]]:
+    def half() -> LossOutput:
+        output = careless(model, batch)
+        return LossOutput(output.loss_sum / 2, {name: (one / 2, of / 2) for name, (one, of) in output.metrics.items()})
+
+    return [half, half]
+
+
+@pytest.mark.parametrize("loss_fn", [careless, in_two_parts])
+@pytest.mark.parametrize("world_size, strategy", [*SETUPS, (2, "deepspeed")])
+def test_an_empty_micro_batch_adds_nothing_even_where_its_loss_is_nan(
+    world_size: int, strategy: str, loss_fn: LossFn
+) -> None:
+    def train(ranks: Ranks) -> tuple[Gradients, list[Any]]:
+        mine = [[clips([0, 1, 2]), clips([])], [clips([]), clips([3])], [clips([]), clips([])], [clips([4]), clips([])]]
+        return trained(ranks, strategy, Frames, loss_fn, [mine[ranks.dp_rank]])
+
+    whole_batch = clips([[0, 1, 2], [0, 1, 2, 3], [], [0, 1, 2, 3, 4]][world_size - 1])
+    results = run_on_ranks(train, world_size)
+    for gradients, _ in results:
+        assert_close(
+            gradients, expected(Frames, lambda model: careless(model, whole_batch).loss_sum / whole_batch.num_targets)
+        )
+    with torch.no_grad():
+        reference = careless(made(Frames), whole_batch)
+    for name, total in {"loss": reference.loss_sum, "accuracy": reference.metrics["accuracy"][0]}.items():
+        pairs_of_ranks = [logged[0].get(name, (0.0, 0.0)) for _, logged in results]
+        assert sum(float(one) for one, _ in pairs_of_ranks) == pytest.approx(float(total), abs=1e-5)
+        assert sum(float(of) for _, of in pairs_of_ranks) == whole_batch.num_targets

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from core.report.picture import throughput
 from core.rundir.metrics_log import MetricsLog, duration, read_metrics, step_line
 from core.timing.eta import Eta
 from core.train.metrics import MetricSums, merged_names, ratios, step_metrics
@@ -63,8 +64,8 @@ def test_rates_of_two_ranks() -> None:
                 step_metrics(
                     step_s=2.0,
                     data_wait_s=wait_s,
-                    audio_s=audio_s,
-                    padded_audio_s=32.0,
+                    length=audio_s,
+                    padded_length=32.0,
                     num_targets=100,
                     dp_size=2,
                     model_flops=audio_s * 1e12,
@@ -84,8 +85,20 @@ def test_rates_of_two_ranks() -> None:
     }
 
 
+def test_throughput_is_named_by_the_unit_of_the_data() -> None:
+    found = step_metrics(
+        step_s=2.0, data_wait_s=0.0, length=600.0, padded_length=800.0, num_targets=1, dp_size=1, unit="tokens"
+    )
+    assert found["tokens_per_s"] == (600, 2) and found["padding_share"] == (200, 800) and "audio_s_per_s" not in found
+    assert (
+        step_line({**FULL, "tokens_per_s": 1e4} | {"audio_s_per_s": None}, total_steps=9).count("10,000 tokens/s") == 1
+    )
+    assert throughput([FULL]) == ("audio_s_per_s", "audio s/s")
+    assert throughput([{"phase": "start"}, {"tokens_per_s": 5.0}]) == ("tokens_per_s", "tokens/s")
+
+
 def test_mfu_is_null_without_a_peak_and_absent_without_a_formula() -> None:
-    facts = {"step_s": 1.0, "data_wait_s": 0.0, "audio_s": 1.0, "padded_audio_s": 1.0, "num_targets": 1, "dp_size": 1}
+    facts = {"step_s": 1.0, "data_wait_s": 0.0, "length": 1.0, "padded_length": 1.0, "num_targets": 1, "dp_size": 1}
     sums = MetricSums()
     sums.add(step_metrics(**facts, model_flops=2e12, padded_flops=3e12))
     record = reduced([sums])
@@ -98,7 +111,7 @@ def test_a_rank_without_a_single_utterance_lowers_the_mean() -> None:
     """One of two ranks had an empty micro-batch: 4 TFLOP in 1 s on two devices."""
     ranks = [MetricSums(), MetricSums()]
     for sums, flops in zip(ranks, (4e12, 0.0), strict=True):
-        facts = {"data_wait_s": 0.0, "audio_s": 1.0, "padded_audio_s": 1.0, "num_targets": 1, "dp_size": 2}
+        facts = {"data_wait_s": 0.0, "length": 1.0, "padded_length": 1.0, "num_targets": 1, "dp_size": 2}
         sums.add(step_metrics(step_s=1.0, **facts, model_flops=flops, padded_flops=flops, peak_flops=10e12))
     assert (reduced(ranks)["tflops_per_device"], reduced(ranks)["mfu"]) == (2.0, 0.2)
 

@@ -12,7 +12,8 @@ import torch
 from core.checkpoint.retention import BestConfig
 from core.checkpoint.store import CheckpointConfig, CheckpointStore
 from core.distributed import Ranks
-from core.job.run import Run, RunConfig
+from core.job.run import Run
+from core.job.settings import RunConfig
 from core.job.stop import StopConfig, StopSignal
 from core.optim.optim import OptimConfig
 from core.report.loggers import LoggerConfig

@@ -13,6 +13,9 @@ from core.data.index import ManifestIndex, write_manifest
 from core.data.reading import BadSample
 from core.units.frame_features import HiddenFeatures, MfccFeatures, extract, smoothed
 from core.units.frame_labels import FrameGrid
+from tests.closeness import assert_close
+
+pytestmark = pytest.mark.numerics
 
 LENGTHS = [9000, 16000, 5200, 40000, 12345]  # samples
 GRID = FrameGrid()
@@ -59,7 +62,7 @@ def test_batches_change_nothing_and_bad_clips_are_noted(index: ManifestIndex) ->
         samples = torch.from_numpy(soundfile.read(index.manifest.parent / f"{row}.wav", dtype="float32")[0])[None]
         alone, num_frames = features(samples, torch.tensor([LENGTHS[row]]))
         assert len(frames) == num_frames.item() == 1 + (LENGTHS[row] - 400) // 160
-        torch.testing.assert_close(frames, alone[0], rtol=1e-4, atol=1e-4)
+        assert_close(frames, alone[0], rel=2e-6)
 
 
 def test_a_batch_keeps_to_its_budget(index: ManifestIndex) -> None:
@@ -89,7 +92,7 @@ def test_smoothed_frames_are_weighted_means_of_their_clips_own(width: int) -> No
             near = range(max(0, place - half), min(length, place + half + 1))
             weights = [half + 1 - abs(other - place) for other in near]
             expected = np.average(frames[row, near.start : near.stop].numpy(), axis=0, weights=weights)
-            np.testing.assert_allclose(found[row, place].numpy(), expected, rtol=1e-5, atol=1e-6)
+            assert_close(found[row, place], expected, rel=1e-6, of=frames)
     labels = replace(hidden(Windows()), smooth_frames=width).name
     assert labels == ("hubert" if width == 1 else f"hubert:smooth{width}")
 
@@ -101,4 +104,4 @@ def test_normalized_as_each_clip_alone() -> None:
     for clip, one, length in zip(clips, found, lengths.tolist(), strict=True):
         plain = ((clip - clip.mean()) / (clip.var(correction=0) + 1e-5).sqrt())[None]
         expected, _ = hidden(Windows())(plain, torch.tensor([len(clip)]))
-        torch.testing.assert_close(one[:length], expected[0], rtol=1e-4, atol=1e-5)
+        assert_close(one[:length], expected[0])

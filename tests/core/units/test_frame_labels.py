@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.models.hubert.config import HubertConfig
-from core.units.frame_labels import FrameGrid, Interval, at_grid, matched, phones_of_frames
+from core.units.frame_labels import FrameGrid, PhoneInterval, at_grid, matched, phones_of_frames
 
 GRID = FrameGrid()
 
@@ -68,5 +68,5 @@ def test_labels_may_differ_from_the_audio_by_one_frame() -> None:
 
 def test_phones_at_the_middle_of_a_frame() -> None:
     # middles at 12.5, 32.5, 52.5, 72.5, 92.5 ms
-    intervals = [Interval(0.05, 0.08, "b"), Interval(0.0, 0.0325, "a")]
+    intervals = [PhoneInterval(0.05, 0.08, "b"), PhoneInterval(0.0, 0.0325, "a")]
     assert phones_of_frames(intervals, num_frames=5, grid=GRID) == ["a", None, "b", "b", None]

@@ -15,7 +15,10 @@ from core.distributed import Ranks, init
 from core.units import kmeans
 from core.units.feature_store import FrameShards, write_features
 from core.units.kmeans import Codebook, Fit, FrameArray, KMeansConfig, fit_kmeans
+from tests.closeness import assert_close
 from tests.ranks import run_on_ranks
+
+pytestmark = pytest.mark.numerics
 
 ALONE = init(device="cpu")
 
@@ -73,9 +76,9 @@ def test_an_iteration_is_lloyds() -> None:
     seen: list[float] = []
     config = KMeansConfig(num_clusters=20, max_iterations=300, tolerance=0.0)
     ours = fit_kmeans(FrameArray(frames), config, seed=0, ranks=ALONE, progress=lambda i, value: seen.append(value))
-    shift, begin = kmeans._beginning(FrameArray(frames), config, seed=0)
+    shift, begin = kmeans._initial_centers(FrameArray(frames), config, seed=0)
     rival = KMeans(20, init=begin + shift, n_init=1, max_iter=300, tol=0, algorithm="lloyd").fit(frames)
-    np.testing.assert_allclose(ours.codebook.centers.numpy(), rival.cluster_centers_, atol=1e-3)
+    assert_close(ours.codebook.centers, rival.cluster_centers_)
     assert all(after <= before * (1 + 1e-6) for before, after in pairwise(seen))
 
 
@@ -99,14 +102,14 @@ def test_ranks_and_shards_change_nothing(batch_frames: int | None, tmp_path: Pat
     alone = fit_kmeans(FrameShards(paths), config, seed=5, ranks=ALONE)
     assert torch.equal(alone.codebook.centers, in_memory.codebook.centers) and alone.inertia == in_memory.inertia
     for centers, inertia in run_on_ranks(_fit_on_ranks, 2, paths, batch_frames):
-        np.testing.assert_allclose(centers, alone.codebook.centers.numpy(), atol=1e-5)
+        assert_close(centers, alone.codebook.centers, rel=1e-6)
         assert inertia == pytest.approx(alone.inertia, rel=1e-6)
 
 
 def test_a_cluster_that_loses_all_frames_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
     frames = blobs(600, centers=6, dim=4)
     begin = np.concatenate([frames[:4], np.full((2, 4), 1e4, np.float32)])  # nobody is near the last two
-    monkeypatch.setattr(kmeans, "_beginning", lambda *args, **values: (np.zeros(4, np.float32), begin))
+    monkeypatch.setattr(kmeans, "_initial_centers", lambda *args, **values: (np.zeros(4, np.float32), begin))
     ours = fit(frames, num_clusters=6)
     counts = torch.bincount(ours.codebook.assign(torch.from_numpy(frames)), minlength=6)
     assert (counts > 0).all()

@@ -15,7 +15,7 @@ from core.units.label_store import (
     LabelCard,
     LabelShards,
     LabelStore,
-    manifest_print,
+    manifest_fingerprint,
     shard_rows,
     write_store,
 )
@@ -153,9 +153,9 @@ def manifest(folder: Path, names: list[str]) -> ManifestIndex:
 def test_the_print_of_a_manifest_knows_order_lengths_and_ids(tmp_path: Path) -> None:
     index = manifest(tmp_path / "one", ["a.flac", "b.flac"])
     moved = manifest(tmp_path / "two", ["there/a.flac", "there/b.flac"])
-    assert manifest_print(index) == manifest_print(moved)
+    assert manifest_fingerprint(index) == manifest_fingerprint(moved)
     for number, names in enumerate([["a.flac", "c.flac"], ["b.flac", "a.flac"], ["a.flac", "b.flac", "c.flac"]]):
-        assert manifest_print(index) != manifest_print(manifest(tmp_path / f"other{number}", names))
+        assert manifest_fingerprint(index) != manifest_fingerprint(manifest(tmp_path / f"other{number}", names))
 
 
 @pytest.mark.parametrize("name", ["a b-1", 'quo"ted', "back\\slash", "\u0434\u0430", ""])
@@ -165,11 +165,11 @@ def test_the_print_is_the_same_however_a_line_is_written(name: str, tmp_path: Pa
     last = {key: value for key, value in record.items() if key != "id"} | {"id": name}
     lines = [json.dumps(record), json.dumps(record, ensure_ascii=False), json.dumps(last),
              json.dumps(record, separators=(",", ":"))]  # fmt: skip
-    before, prints = manifest_print(index), set()
+    before, prints = manifest_fingerprint(index), set()
     for line in lines:
         (tmp_path / "train.jsonl").write_text(line + "\n", encoding="utf-8")
         build_index(tmp_path / "train.jsonl")
-        prints.add(manifest_print(ManifestIndex.open(tmp_path / "train.jsonl")))
+        prints.add(manifest_fingerprint(ManifestIndex.open(tmp_path / "train.jsonl")))
     assert len(prints) == 1 and prints != {before}
 
 
@@ -177,15 +177,15 @@ def test_stores_of_before_there_were_ids_are_accepted(tmp_path: Path) -> None:
     index, other = manifest(tmp_path / "one", ["a.flac", "b.flac"]), manifest(tmp_path / "two", ["a.flac"])
     old = hashlib.blake2b(index.durations_s.tobytes(), digest_size=16).hexdigest()
     write_store(tmp_path / "labels", card(old), some_labels(2))
-    LabelStore.open(tmp_path / "labels", manifest=manifest_print(index))
+    LabelStore.open(tmp_path / "labels", manifest=manifest_fingerprint(index))
     with pytest.raises(ValueError, match="manifest="):
-        LabelStore.open(tmp_path / "labels", manifest=manifest_print(other))
+        LabelStore.open(tmp_path / "labels", manifest=manifest_fingerprint(other))
 
 
 def test_the_predecessors_files_are_written_and_read(tmp_path: Path) -> None:
     index = manifest(tmp_path / "speech", ["1/a.flac", "2/b.flac", "2/c.flac"])
     labels = [np.array([3, 3, 8]), np.array([0]), np.array([5, 1])]
-    store = write_store(tmp_path / "labels", card(manifest_print(index)), labels)
+    store = write_store(tmp_path / "labels", card(manifest_fingerprint(index)), labels)
     tsv, text = tmp_path / "train.tsv", tmp_path / "label_train.pt"
     export_labels(store, index, tsv=tsv, labels=text)
     assert text.read_text() == "3 3 8\n0\n5 1\n"

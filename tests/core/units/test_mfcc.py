@@ -10,6 +10,9 @@ from torchaudio.transforms import MFCC
 
 from core.models.hubert.config import HubertConfig
 from core.units.mfcc import Convention, Mfcc, differences
+from tests.closeness import assert_close
+
+pytestmark = pytest.mark.numerics
 
 CONVENTIONS: list[Convention] = ["torchaudio", "kaldi"]
 
@@ -39,7 +42,7 @@ def test_features_are_torchaudios(convention: Convention, num_samples: int) -> N
     expected = reference(audio, convention)
     assert counts.tolist() == [len(expected)] == [1 + (num_samples - 400) // 160]
     assert features.shape == (1, len(expected), 39)
-    torch.testing.assert_close(features[0], expected, atol=1e-3, rtol=0)
+    assert_close(features[0], expected)
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS)
@@ -54,7 +57,7 @@ def test_what_follows_an_utterance_changes_nothing(convention: Convention, paddi
     for row, length in enumerate(lengths):
         if length >= 400:
             alone, _ = Mfcc(convention)(batch[row : row + 1, :length], torch.tensor([length]))
-            torch.testing.assert_close(features[row, : counts[row]], alone[0], atol=1e-4, rtol=0)
+            assert_close(features[row, : counts[row]], alone[0], rel=2e-6)
         assert not features[row, counts[row] :].any()
 
 

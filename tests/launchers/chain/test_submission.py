@@ -15,9 +15,8 @@ from launchers.slurm.header import Header, read_header
 SUBS = sorted(ROOT.glob("recipes/*/*.sub"))
 CHAINS = [sub for sub in SUBS if sub.stem != "bench"]  # which is one run of a job array, and starts its own ranks
 
-GOLDEN = (
-    Path(__file__).parents[1] / "golden"
-)  # RECIPE_FILE.txt: what sbatch gets, with @WORDS@ for what differs by machine
+# RECIPE_FILE.txt: what sbatch gets, with @WORDS@ for what differs by machine
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def as_submitted(sub: Path, folder: Path) -> str:
@@ -33,12 +32,16 @@ def as_submitted(sub: Path, folder: Path) -> str:
 
 
 @pytest.mark.parametrize("sub", SUBS, ids=[f"{sub.parent.name}/{sub.stem}" for sub in SUBS])
-def test_golden_text_of_a_link_on_slurm(sub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new .sub file gets its golden text from what this prints, once a person has read it."""
+def test_golden_text_of_a_link_on_slurm(
+    sub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """With --write-golden the text is written; a person reads it before it is committed."""
     monkeypatch.setenv("PYTHONPATH", f"{ROOT}:/elsewhere")
     text = as_submitted(sub, tmp_path)
     golden = GOLDEN / f"{sub.parent.name}_{sub.stem}.txt"
-    assert golden.exists(), f"{golden} is missing; what would be submitted:\n{text}"
+    if request.config.getoption("--write-golden"):
+        golden.write_text(text, encoding="utf-8")
+    assert golden.exists(), f"{golden} is missing: add --write-golden, and read what it writes:\n{text}"
     assert text == golden.read_text(encoding="utf-8")
 
 

@@ -1,5 +1,6 @@
 """./run.sh check on this machine, and on one where much is broken."""
 
+import json
 import os
 import subprocess
 import sys
@@ -29,6 +30,7 @@ def test_all_is_well_here(runs: Path) -> None:
     found = states(answer.stdout)
     assert {one.name for one in requirements()} <= found.keys()
     assert [found[name] for name in ("python", "torch", "audio", "gloo", "runs")] == ["ok"] * 5
+    assert found["numerics"] in ("ok", "warn")  # bf16 is wrong on some CPUs
     assert found["gpu"] == "warn"  # hidden by the fixture
     assert f"Baton can run here; {answer.stdout.count('warn ')} warn" in answer.stdout
     assert max(map(len, answer.stdout.splitlines())) <= 80
@@ -97,6 +99,16 @@ def test_gpus_and_their_sum(
     gpu, nccl = check.devices()
     assert (gpu.state, gpu.words) == ("ok", "2 x NVIDIA H100, 80 GiB; torch 2.13.0, CUDA 13.0")
     assert nccl.state == expected[0] and nccl.words.startswith(expected[1])
+
+
+def test_kernels_that_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp32 nothing can run; in bf16 only runs that ask for it cannot."""
+    found = [["gelu in bf16 is wrong", "bf16", "set this"], ["gelu in fp32 is wrong", "fp32", "set that"]]
+    monkeypatch.setattr(check, "_run", lambda program: subprocess.CompletedProcess([], 0, json.dumps(found), ""))
+    assert check.numerics() == [
+        ("warn", "numerics", "gelu in bf16 is wrong", "set this"),
+        ("fail", "numerics", "gelu in fp32 is wrong", "set that"),
+    ]
 
 
 def test_run_sh_offers_it() -> None:

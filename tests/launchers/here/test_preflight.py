@@ -96,12 +96,13 @@ def test_the_paths_of_a_recipe_are_looked_for(tmp_path: Path) -> None:
     config = tmp_path / "resolved.yaml"
     config.write_text("data: {train: manifests/demo/english_train.jsonl}")
     sub = write_sub(tmp_path / "x.sub", setup=f"cat {config}; exit # python -m recipes.x.train")
-    findings, named = preflight_here.config(read_header(sub), [])
+    findings, named, precision = preflight_here.config(read_header(sub), [])
+    assert precision == "fp32"
     assert findings[-1] == ("paths", True, "all 1 that the data section names are there")
-    config.write_text("data: {train: no/such.jsonl}")
-    findings, named = preflight_here.config(read_header(sub), [])
+    config.write_text("{data: {train: no/such.jsonl}, parallel: {precision: bf16}}")
+    findings, named, precision = preflight_here.config(read_header(sub), [])
     assert findings[-1] == ("paths", False, "data.train: there is no no/such.jsonl")
-    assert named == {"data.train": "no/such.jsonl"}
+    assert named == {"data.train": "no/such.jsonl"} and precision == "bf16"
 
 
 @pytest.mark.usefixtures("runs")
@@ -114,6 +115,7 @@ def test_real_ranks_report_from_this_machine(monkeypatch: pytest.MonkeyPatch, tm
     assert [what for what, finding in findings.items() if not finding.is_well] == [], findings
     assert findings["signals"].words == "every rank got SIGUSR1"
     assert "over 2 ranks" in findings["collectives"].words
+    assert "agree with float64" in findings["numerics"].words
 
 
 def test_ranks_that_die_are_missed_and_their_last_words_shown(

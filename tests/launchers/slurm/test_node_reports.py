@@ -11,7 +11,7 @@ from launchers.slurm.node_reports import judge
 
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0"}
 HEADER = Header(Path("x.sub"), {"job-name": "x", "nodes": "2", "ntasks-per-node": "2", "gpus-per-node": "2"})
-WHAT = ["ranks", "gpus", "node disk", "node paths", "versions", "clock", "collectives", "signals"]
+WHAT = ["ranks", "gpus", "node disk", "node paths", "versions", "clock", "collectives", "numerics", "signals"]
 
 
 def reports() -> list[dict[str, Any]]:
@@ -20,7 +20,7 @@ def reports() -> list[dict[str, Any]]:
         {
             "rank": rank, "node": f"n{1 + rank // 2}", "phase": "ended", "versions": dict(VERSIONS),
             "gpus": ["H100"] * 2, "free_gib": 100.0, "absent": [], "clock": 1000.0 + rank / 1000,
-            "gigabytes_per_s": 40.0, "device": f"cuda:{rank % 2}", "signal": "SIGUSR1",
+            "gigabytes_per_s": 40.0, "device": f"cuda:{rank % 2}", "signal": "SIGUSR1", "wrong_kernels": [],
         }
         for rank in range(4)
     ]  # fmt: skip
@@ -45,6 +45,7 @@ def test_all_is_well() -> None:
         (3, {"clock": 1060.0}, "clock", "n2 is 60.0 s ahead of n1"),
         (1, {"gigabytes_per_s": 0.3}, "collectives", "0.30 GB/s (cuda); expected at least 1"),
         (1, {"gigabytes_per_s": 0.003, "device": "cpu"}, "collectives", "0.00 GB/s (cpu); expected at least 0.02"),
+        (2, {"wrong_kernels": [["gelu in bf16", "bf16", "do this"]]}, "numerics", "on n2 gelu in bf16: do this"),
         (2, {"signal": None}, "signals", "did not reach rank 2 on n2"),
         (0, {"phase": "met"}, "signals", "did not reach rank 0 on n1"),
         (3, {"phase": "started"}, "collectives", "did not meet the others: rank 3 on n2"),

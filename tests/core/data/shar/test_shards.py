@@ -106,7 +106,7 @@ def test_every_cut_comes_and_micro_batches_keep_the_limits(directory: Path) -> N
     assert len(counts) == NUM_CUTS and max(counts.values()) <= 3 * min(counts.values())
     for batch in (batch for step in steps for batch in step.batches):
         assert len(set(batch.sample_ids)) == len(batch.sample_ids) <= 3
-        assert batch.padded_audio_s <= 4.0 + 1e-3
+        assert batch.padded_length <= 4.0 + 1e-3
     noises = [int(one) for step in steps for batch in step.batches for one in batch.targets.flatten()]
     assert len(set(noises)) == len(noises)
     assert steps[-1].epoch == pytest.approx(sum(counts.values()) / NUM_CUTS)
@@ -115,7 +115,7 @@ def test_every_cut_comes_and_micro_batches_keep_the_limits(directory: Path) -> N
 def test_a_buffer_packs_like_lengths(directory: Path) -> None:
     plan = replace(PLAN, num_buckets=8)
     batches = [batch for step in islice(stream(directory, plan=plan).steps(), 30) for batch in step.batches]
-    padding = 1 - sum(one.audio_s for one in batches) / sum(one.padded_audio_s for one in batches)
+    padding = 1 - sum(one.length for one in batches) / sum(one.padded_length for one in batches)
     lengths = Shar.open(directory).durations_s
     shuffled = np.random.default_rng(0).choice(lengths, (1000, 3))
     assert padding < 0.7 * (1 - shuffled.mean() / shuffled.max(axis=1).mean())

@@ -14,7 +14,10 @@ from core.models.hubert.model import HubertPretraining
 from core.models.hubert.names import export_state, import_state
 from core.optim.optim import OptimConfig, build_optimizer
 from core.optim.parameters import DecayConfig
+from tests.closeness import assert_close
 from tests.core.models.hubert.test_model import rival_of, seeded, small_config
+
+pytestmark = pytest.mark.numerics
 
 NUM_UPDATES = 3
 
@@ -98,7 +101,7 @@ def test_training_goes_on_as_it_would_have(is_habana: bool, tmp_path: Path) -> N
     ours, theirs = export_state(model, "torchaudio"), rival.state_dict()
     for name, tensor in theirs.items():
         assert (tensor - before[name]).abs().max() > 1e-3
-        torch.testing.assert_close(ours[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
+        assert_close(ours[name], tensor, name=name)
 
 
 def _give(model: HubertPretraining, gradient_of: dict[str, Tensor | None]) -> None:

@@ -20,7 +20,10 @@ from core.optim.optim import OptimConfig
 from core.parallel.engine import build_engine
 from core.parallel.settings import ParallelConfig
 from core.seeding import seed_everything
+from tests.closeness import assert_close
 from tests.ranks import run_on_ranks
+
+pytestmark = pytest.mark.numerics
 
 SMALL_CONVS = [[16, 10, 5], [16, 3, 2], [16, 3, 2], [16, 3, 2], [16, 3, 2], [16, 2, 2], [16, 2, 2]]
 
@@ -144,27 +147,27 @@ def test_features_and_layers_are_those_of_torchaudio() -> None:
 @pytest.mark.parametrize("kind", [{}, LARGE_KIND], ids=["base", "large"])
 @pytest.mark.parametrize("padding", [0.0, 5.0, float("nan")])
 def test_padding_changes_neither_loss_nor_gradients(kind: dict[str, Any], padding: float) -> None:
-    model = seeded(small_config(**kind))
+    model = seeded(small_config(**kind)).double()
     lengths = [6800, 4567, 3600]
     audio, labels, _ = examples()
+    audio = audio.double()
     masked = torch.tensor([[1, 2, 3, 4], [0, 5, 6, 12], [3, 7, 8, 9]])
-    alone = torch.zeros(())
+    alone = torch.zeros((), dtype=torch.float64)
     for row, length in enumerate(lengths):
         one = slice(row, row + 1)
         alone = alone + loss_of(model, audio[one, :length], torch.tensor([length]), labels[one], masked[one])
     alone.backward()
     expected = {name: p.grad for name, p in model.named_parameters()}
     model.zero_grad()
-    batch = torch.full((3, 9999), padding)
+    batch = torch.full((3, 9999), padding, dtype=torch.float64)
     for row, length in enumerate(lengths):
         batch[row, :length] = audio[row, :length]
     labels = nn.functional.pad(labels, (0, 9))
     together = loss_of(model, batch, torch.tensor(lengths), labels, masked)
-    torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
+    assert_close(together, alone, rel=1e-10)
     together.backward()
-    total = torch.cat([g.flatten() for g in expected.values()]).norm()
     for name, parameter in model.named_parameters():
-        assert float((parameter.grad - expected[name]).norm()) <= 1e-5 * float(total), name
+        assert_close(parameter.grad, expected[name], rel=1e-10, of=torch.cat([g.flatten() for g in expected.values()]))
 
 
 @pytest.mark.parametrize("kind", [{}, LARGE_KIND])
@@ -189,14 +192,14 @@ def test_compiled_layers_share_whole_graphs_for_all_shapes(kind: dict[str, Any])
 
 
 def test_hidden_frames_do_not_depend_on_the_batch_and_have_no_dropout() -> None:
-    model = seeded(small_config(dropout=0.5, attention_dropout=0.5, projection_dropout=0.5)).train()
-    audio, _, _ = examples()
+    model = seeded(small_config(dropout=0.5, attention_dropout=0.5, projection_dropout=0.5)).train().double()
+    audio = examples()[0].double()
     first, counts = model.hubert.hidden(audio, torch.tensor([6800, 5000, 2000]), layer=2)
     again, _ = model.hubert.hidden(audio, torch.tensor([6800, 5000, 2000]), layer=2)
     assert torch.equal(first, again) and model.training
     for row, length in enumerate([6800, 5000, 2000]):
         alone, _ = model.hubert.hidden(audio[row : row + 1, :length], torch.tensor([length]), layer=2)
-        torch.testing.assert_close(first[row, : counts[row]], alone[0], atol=1e-4, rtol=0)
+        assert_close(first[row, : counts[row]], alone[0], rel=1e-10)
     with pytest.raises(ValueError, match="layer=4 must be between 1 and 3"):
         model.hubert.hidden(audio, torch.tensor([6800] * 3), layer=4)
 
@@ -311,7 +314,7 @@ def test_the_gradient_of_the_convolutions_is_scaled() -> None:
 
 
 def test_bf16_is_close_to_fp32_and_its_islands_are_fp32() -> None:
-    model = seeded(small_config()).eval()
+    model = seeded(small_config(position_groups=2)).eval()  # oneDNN computes 4 groups of 8 channels wrongly with AMX
     audio, _, masked = examples()
     lengths = torch.full((3,), audio.size(1))
     expected = model(audio, lengths, masked_frames=masked)
@@ -319,7 +322,7 @@ def test_bf16_is_close_to_fp32_and_its_islands_are_fp32() -> None:
         found = model(audio, lengths, masked_frames=masked)
     assert found.logits.dtype == found.penalties.dtype == torch.float32
     torch.testing.assert_close(found.penalties, expected.penalties, rtol=0.02, atol=0)
-    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=0.5)
+    assert_close(found.logits, expected.logits, rel=0.05)
 
 
 def test_a_step_of_base_costs_what_the_formulas_say() -> None:

@@ -20,7 +20,10 @@ from core.models.hubert.names import (
     read_state,
     save_huggingface,
 )
+from tests.closeness import assert_close
 from tests.core.models.hubert.test_model import LARGE_KIND, examples, rival_of, seeded, small_config
+
+pytestmark = pytest.mark.numerics
 
 STYLES: list[Style] = ["torchaudio", "huggingface", "fairseq"]
 KINDS = pytest.mark.parametrize("kind", [{}, LARGE_KIND, {"conv_bias": True}], ids=["base", "large", "biased"])
@@ -69,10 +72,10 @@ def test_hugging_face_computes_the_same_hidden_states(kind: dict[str, Any], tmp_
     with torch.no_grad():
         theirs = rival.eval()(audio, output_hidden_states=True)
         ours = model.hubert(audio, torch.full((3,), audio.size(1))).hidden
-    assert (theirs.last_hidden_state - ours).abs().max() <= 1e-4
+    assert_close(ours, theirs.last_hidden_state)
     for layer in range(1, 3):  # the last is given after the final norm
         hidden, _ = model.hubert.hidden(audio, torch.full((3,), audio.size(1)), layer=layer)
-        assert (theirs.hidden_states[layer] - hidden).abs().max() <= 1e-4
+        assert_close(hidden, theirs.hidden_states[layer])
 
 
 def test_a_saved_model_is_read_back_with_its_head(tmp_path: Path) -> None:
@@ -95,7 +98,7 @@ def test_a_fine_tuned_model_of_hugging_face_gives_its_body() -> None:
     with torch.no_grad():
         theirs = rival.hubert.eval()(audio).last_hidden_state
         ours = trunk.eval()(audio, torch.full((3,), audio.size(1))).hidden
-    assert (theirs - ours).abs().max() <= 1e-4
+    assert_close(ours, theirs)
 
 
 # What fairseq's hubert_base has for our small model: module names of its source.

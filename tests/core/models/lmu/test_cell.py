@@ -13,6 +13,8 @@ from torch import Tensor
 from core.models.lmu.cell import LMU, LMUCellConfig, LMUState
 from tests.core.models.lmu.test_legendre import continuous_by_loops
 
+pytestmark = pytest.mark.numerics
+
 INPUTS, HIDDEN, ORDER, THETA = 5, 7, 6, 9.0
 
 

@@ -8,6 +8,8 @@ import torch
 
 from core.models.lmu import legendre
 
+pytestmark = pytest.mark.numerics
+
 SIZES = [(4, 16.0), (32, 100.0), (192, 1000.0)]
 
 

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from core.models.pretrained.speech import PretrainedSpeechConfig, load_speech_encoder
+from tests.closeness import assert_close
 from tests.core.models.hugging_face import build, directory_of, save
+
+pytestmark = pytest.mark.numerics
 
 WAVES = ["wav2vec2", "wav2vec2-stable", "hubert", "wavlm"]
 SECONDS = 16000
@@ -65,7 +68,7 @@ def test_without_padding_it_is_the_model_of_hugging_face(kind: str) -> None:
     expected = build(kind)(rows).last_hidden_state
     assert hidden.shape == expected.shape
     assert frames.tolist() == [expected.size(1)] * 2
-    torch.testing.assert_close(hidden, expected, rtol=1e-5, atol=1e-5)
+    assert_close(hidden, expected)
 
 
 @torch.no_grad()
@@ -78,7 +81,7 @@ def test_whisper_is_the_encoder_of_hugging_face_on_its_own_features() -> None:
     features = WhisperFeatureExtractor()(clips, sampling_rate=16000, return_tensors="pt").input_features
     expected = build("whisper").get_encoder()(features).last_hidden_state
     hidden, frames = encoder("whisper")(rows, lengths)
-    torch.testing.assert_close(hidden, expected, rtol=1e-4, atol=1e-4)
+    assert_close(hidden, expected, rel=5e-5)
     assert frames.tolist() == [100, 50]
     with pytest.raises(ValueError, match=r"clips of 2\.00 s do not fit window_s=1\.00"):
         encoder("whisper", window_s=1.0)(rows, lengths)
@@ -96,7 +99,7 @@ def test_inner_hidden_states_are_those_of_hugging_face(kind: str, hidden_state: 
         expected = build(kind)(rows, output_hidden_states=True)
     cut = encoder(kind, hidden_state=hidden_state)
     hidden, _ = cut(rows, lengths)
-    torch.testing.assert_close(hidden, expected.hidden_states[hidden_state], rtol=1e-5, atol=1e-5)
+    assert_close(hidden, expected.hidden_states[hidden_state])
     assert len(cut.blocks()) == (hidden_state if hidden_state > 0 else 2)
 
 
@@ -225,7 +228,7 @@ def test_fused_states_are_the_predecessors_without_padding() -> None:
         model.fusion.train(mode)  # the encoder itself without dropout
         hidden, frames = model(rows, lengths)
         in_turn = hidden.unflatten(1, (-1, 2)).transpose(1, 2).flatten(1, 2)
-        torch.testing.assert_close(in_turn, theirs(states), rtol=1e-4, atol=1e-4)
+        assert_close(in_turn, theirs(states), rel=5e-5)
     assert frames.tolist() == [2 * states.size(2)] * 2
     torch.testing.assert_close(model.fusion.norm.running_mean, theirs.norm.running_mean)
 
@@ -238,7 +241,7 @@ def test_statistics_of_fused_states_are_of_valid_frames() -> None:
     once, frames = model(rows, lengths)
     longer, _ = model(nn.functional.pad(rows, (0, SECONDS), value=7.0), lengths)
     for row, count in enumerate(frames.tolist()):
-        torch.testing.assert_close(longer[row, :count], once[row, :count], rtol=1e-4, atol=1e-4)
+        assert_close(longer[row, :count], once[row, :count], rel=5e-5)
     with pytest.raises(ValueError, match="fused_states=5 must be at most 4"):
         encoder("wav2vec2", fused_states=5)
     with pytest.raises(ValueError, match="hidden_state=2 must be -1"):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lhotse.cut import MonoCut
 from lhotse.dataset.sampling.base import TimeConstraint
 
-from core.samplers.rules import PlanConfig
+from core.samplers.settings import PlanConfig
 
 
 def rules(**changes: Any) -> PlanConfig:
@@ -25,7 +25,7 @@ def test_capacity_is_what_lhotse_accepts(
     longest_s: float, max_duration_s: float, quadratic_duration_s: float | None, max_cuts: int | None
 ) -> None:
     limits = {"max_duration_s": max_duration_s, "quadratic_duration_s": quadratic_duration_s, "max_cuts": max_cuts}
-    capacity = int(rules(**limits).capacity(np.array([longest_s]))[0])
+    capacity = int(rules(**limits).budget.capacity(np.array([longest_s]))[0])
     cut = MonoCut("x", start=0, duration=longest_s, channel=0)
 
     def fits(num: int, margin: float) -> bool:
@@ -40,9 +40,9 @@ def test_capacity_is_what_lhotse_accepts(
 
 def test_float32_durations_fill_the_budget_exactly() -> None:
     durations = np.array([4.8, 9.6, 16, 48], np.float32)
-    assert rules(max_duration_s=48.0).capacity(durations).tolist() == [10, 5, 3, 1]
-    assert rules(max_duration_s=48.0, max_cuts=4).capacity(durations).tolist() == [4, 4, 3, 1]
-    assert rules(max_duration_s=48.0).capacity(np.array([50.0, 500.0])).tolist() == [1, 1]
+    assert rules(max_duration_s=48.0).budget.capacity(durations).tolist() == [10, 5, 3, 1]
+    assert rules(max_duration_s=48.0, max_cuts=4).budget.capacity(durations).tolist() == [4, 4, 3, 1]
+    assert rules(max_duration_s=48.0).budget.capacity(np.array([50.0, 500.0])).tolist() == [1, 1]
 
 
 def test_longest_allowed_cut() -> None:
@@ -50,7 +50,7 @@ def test_longest_allowed_cut() -> None:
     assert rules(max_cut_s=15.6).allowed_s == 15.6
     allowed = rules(quadratic_duration_s=30.0).allowed_s
     assert math.isclose(allowed + allowed**2 / 30, 100)
-    assert rules(quadratic_duration_s=30.0).cost_s(np.array([30.0])).tolist() == [60.0]
+    assert rules(quadratic_duration_s=30.0).budget.cost(np.array([30.0])).tolist() == [60.0]
 
 
 @pytest.mark.parametrize(
