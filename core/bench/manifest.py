@@ -6,16 +6,14 @@ carried over by the names of their columns.
 """
 
 import csv
-import fcntl
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from pathlib import Path
 
-from core.rundir.whole_files import append_line, now, write_whole
+from core.rundir.whole_files import append_line, locked, now, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -83,24 +81,6 @@ def note_skipped(suite: Path, row: Mapping[str, object], *, reason: str) -> None
     with locked(suite / LOCK):
         _make_ready_table(suite / SKIPPED, SKIPPED_COLUMNS)
         append_line(suite / SKIPPED, _lines(SKIPPED_COLUMNS, [{**row, "reason": reason, "time": now()}], "\t"))
-
-
-@contextmanager
-def locked(path: Path, *, waits: bool = True) -> Iterator[bool]:
-    """Hold a lock file against every process on any node that shares it, while the context lasts.
-
-    Yields whether it is held: False where another one has it and `waits` is not set.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-            is_held = True
-        except BlockingIOError:
-            is_held = False
-        yield is_held
-    finally:
-        os.close(descriptor)
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.bench.attempt import INTERRUPTED, LOG, OK, Attempt, attempt_run, attempts_at, tail
-from core.bench.manifest import append_row, locked, note_skipped, read_rows
+from core.bench.manifest import append_row, note_skipped, read_rows
 from core.bench.plan import PlannedRun, choices, overrides, planned_runs
 from core.bench.row import GIT, row_of
 from core.bench.settings import ROOT, BenchConfig, Mode
@@ -25,7 +25,7 @@ from core.rundir.environment import ENV_RUNS, runs_root
 from core.rundir.exit_codes import ExitCode
 from core.rundir.processes import StopRequests
 from core.rundir.repository import git_state
-from core.rundir.whole_files import write_json, write_whole
+from core.rundir.whole_files import locked, write_json, write_whole
 
 logger = logging.getLogger(__name__)
 

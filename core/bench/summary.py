@@ -17,7 +17,7 @@ from typing import Any
 
 from core.bench import kpis, points
 from core.bench.attempt import OK, read_facts
-from core.bench.manifest import LOCK, SKIPPED, Row, latest_rows, locked, read_table, write_table
+from core.bench.manifest import LOCK, SKIPPED, Row, latest_rows, read_table, write_table
 from core.bench.page import page
 from core.bench.plan import choices, planned_runs, run_name, setting
 from core.bench.settings import MODES, BenchConfig, LeakConfig
@@ -25,7 +25,7 @@ from core.bench.telemetry.leaks import TOO_SHORT, LeakFinding, diagnose, leaking
 from core.bench.telemetry.machine import Gpus
 from core.config.load import load, to_dict
 from core.rundir.files import RUN_CONTEXT
-from core.rundir.whole_files import appears_whole, now, write_json, write_whole
+from core.rundir.whole_files import appears_whole, locked, now, write_json, write_whole
 
 PICTURE = "summary.png"
 BEST = ("best_config.json", "best_config.env", "best_overrides.txt")

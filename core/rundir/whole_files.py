@@ -1,5 +1,9 @@
-"""Files that a reader sees whole or not at all, and JSONL files that grow by whole lines. Standard library only."""
+"""Files that a reader sees whole or not at all, JSONL files that grow by whole lines, and locks between writers.
 
+Standard library only.
+"""
+
+import fcntl
 import json
 import os
 import secrets
@@ -62,6 +66,24 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """Read one JSON document."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+@contextmanager
+def locked(path: Path, *, waits: bool = True) -> Iterator[bool]:
+    """Hold a lock file against all processes that share it, on any node, while the context lasts.
+
+    Yields whether it is held: False where another process has it and `waits` is not set.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+            is_held = True
+        except BlockingIOError:
+            is_held = False
+        yield is_held
+    finally:
+        os.close(descriptor)
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:

@@ -40,9 +40,9 @@ Reason = Callable[[float, float, float, float], str]  # of slope, its standard e
 
 
 def diagnose(run_dir: Path, config: LeakConfig) -> list[LeakFinding]:
-    """Judge every series that a run has, between its first record and its last: before, libraries are loaded; after,
-    reports are drawn."""
+    """Judge every series that a run has, between its first record and its last."""
     train = train_records(run_dir)
+    # Before the first record libraries are loaded, after the last one reports are drawn.
     begin, end = (epoch_s(train[0]), epoch_s(train[-1]) + 1) if train else (0.0, np.inf)  # they have whole seconds
     held: dict[str, list[tuple[float, float]]] = {}
     for file, column, to_mib in ((GPU, "mem_used_mib", 1), (HOST, "rss_kib", 1024)):
