@@ -9,10 +9,11 @@ import yaml
 
 from core.bench import points
 from core.bench.attempt import LOG, Attempt, read_facts
+from core.bench.manifest import read_table
 from core.bench.plan import PlannedRun, setting
 from core.bench.settings import ROOT, BenchConfig
 from core.bench.telemetry.machine import Gpus
-from core.bench.telemetry.recorder import GPU, HOST, num_rows
+from core.bench.telemetry.recorder import GPU, HOST
 from core.rundir.files import CONFIG, RUN_CONTEXT, TRAIN_LOG
 from core.rundir.whole_files import read_json
 
@@ -128,7 +129,7 @@ def _git(context: Mapping[str, Any], *, suite: Path) -> dict[str, Any]:
 
 
 def _telemetry(folder: Path) -> dict[str, int]:
-    counts = {name: num_rows(folder / file) for name, file in (("gpu", GPU), ("host", HOST))}
+    counts = {name: len(read_table(folder / file)) for name, file in (("gpu", GPU), ("host", HOST))}
     rows = {f"{name}_telemetry_rows": count for name, count in counts.items()}
     return rows | {f"{name}_telemetry_empty_flag": int(count == 0) for name, count in counts.items()}
 

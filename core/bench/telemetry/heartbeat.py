@@ -11,7 +11,7 @@ from core.bench.settings import WatchConfig
 from core.report.train_log import hms
 from core.rundir.files import METRICS
 from core.rundir.metrics_log import read_new_records
-from core.rundir.whole_files import now as utc_now
+from core.rundir.whole_files import append_line, now
 
 logger = logging.getLogger(__name__)
 
@@ -34,19 +34,19 @@ class Heartbeat:
 
     def beat(self) -> None:
         """Read what is new, alert where something is wrong, and say where the run is when that is due."""
-        now = time.monotonic()
+        at_s = time.monotonic()
         records, self._offset = read_new_records(self._run_dir / METRICS, offset=self._offset)
         for record in records:
-            self._arrivals_s.append(now)
+            self._arrivals_s.append(at_s)
             self._is_stalled = False
             self._newest |= record
             if isinstance(iter_s := record.get("step_s_p50"), float):
                 self._look_for_spike(iter_s, step=record["step"])
                 self._iters_s.append(iter_s)
-        self._look_for_stall(now)
-        if now - self._said_s >= self._config.heartbeat_every_s:
-            self._said_s = now
-            logger.info("%s: %s", self._name, self._words() or f"no record yet after {now - self._began_s:.0f} s")
+        self._look_for_stall(at_s)
+        if at_s - self._said_s >= self._config.heartbeat_every_s:
+            self._said_s = at_s
+            logger.info("%s: %s", self._name, self._words() or f"no record yet after {at_s - self._began_s:.0f} s")
 
     def silent_s(self) -> float:
         """Return the seconds since the last record, or the beginning."""
@@ -62,11 +62,11 @@ class Heartbeat:
         known = {key: self._newest[key] for key in forms if self._newest.get(key) is not None}
         return ", ".join(forms[key].format(hms(value) if key == "eta_s" else value) for key, value in known.items())
 
-    def _look_for_stall(self, now: float) -> None:
+    def _look_for_stall(self, at_s: float) -> None:
         if len(self._arrivals_s) <= LEAST_RECORDS or self._is_stalled:
             return
         usual_s = statistics.median(later - before for before, later in pairwise(self._arrivals_s))
-        silent_s = now - self._arrivals_s[-1]
+        silent_s = at_s - self._arrivals_s[-1]
         if silent_s > max(self._config.stall_alert_ratio * usual_s, self._config.heartbeat_every_s):
             self._is_stalled = True
             self.num_stalls += 1
@@ -83,7 +83,6 @@ class Heartbeat:
     def _alert(self, kind: str, words: str) -> None:
         logger.warning("%s: %s: %s", self._name, kind, words)
         try:
-            with (self._run_dir / ALERTS).open("a", encoding="utf-8") as file:
-                file.write("\t".join((utc_now(), kind, str(self._newest.get("step", 0)), words)) + "\n")
+            append_line(self._run_dir / ALERTS, "\t".join((now(), kind, str(self._newest.get("step", 0)), words)))
         except OSError as error:
             logger.warning("the alert is not kept: %s", error)

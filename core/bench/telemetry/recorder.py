@@ -133,11 +133,3 @@ def _tree(pid: int) -> list[psutil.Process]:
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
     return []
-
-
-def num_rows(path: Path) -> int:
-    """Count the samples in a table."""
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        return max(0, sum(1 for _ in file) - 1)

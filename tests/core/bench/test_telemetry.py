@@ -19,7 +19,6 @@ from core.bench.telemetry.recorder import (
     GPU_COLUMNS,
     HOST,
     HOST_COLUMNS,
-    num_rows,
     sample_gpus,
     sample_host,
     sampled,
@@ -55,7 +54,7 @@ def test_a_gpu_is_sampled(tools: Path, tmp_path: Path) -> None:
     write_smi(tools)
     began = time.time()
     with sampled(tmp_path / GPU, GPU_COLUMNS, sample_gpus, every_s=0.05):
-        while num_rows(tmp_path / GPU) < 3:
+        while len(read_table(tmp_path / GPU)) < 3:
             assert time.time() < began + 60
             time.sleep(0.02)
     row = read_table(tmp_path / GPU)[0]
@@ -72,7 +71,7 @@ def test_without_a_gpu_there_is_a_header(smi: str | None, tools: Path, tmp_path:
     with sampled(tmp_path / GPU, GPU_COLUMNS, sample_gpus, every_s=0.05):
         time.sleep(0.2)
     assert (tmp_path / GPU).read_text().rstrip("\n").split(",") == list(GPU_COLUMNS)
-    assert num_rows(tmp_path / GPU) == 0 and Gpus.seen().facts()["gpu_name"] == ""
+    assert len(read_table(tmp_path / GPU)) == 0 and Gpus.seen().facts()["gpu_name"] == ""
 
 
 def test_no_gpu_is_asked_where_none_is_visible(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
