@@ -145,6 +145,10 @@ def test_numerics_follow_the_gpu(tmp_path: Path) -> None:
     assert choices(config, other.variant, Gpus([]))[-1] == "optim.lr=1"
     measured = overrides(config, one.variant, Gpus([]))
     assert measured[:2] == ["train.max_steps=500", "train.timing.window=100"]
+    assert "optim.schedule.warmup_steps=500" in measured
+    (tmp_path / "told.yaml").write_text("optim: {schedule: {total_steps: 9000, warmup_steps: 1000}}\n")
+    told = read(tmp_path, config=str(tmp_path / "told.yaml"), ab={"a": {}, "b": {}})
+    measured = overrides(told, planned_runs(told, "ab")[0].variant, Gpus([]))
     assert "optim.schedule.total_steps=500" in measured and "optim.schedule.warmup_steps=500" in measured
 
 
