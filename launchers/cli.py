@@ -14,7 +14,8 @@ USAGE = """\
 ./launch.sh [-n N] [--seed S] [--run NAME] FILE.sub [key=value ...]
        ./launch.sh status [RUN] [--json] | logs RUN [-f] | cancel RUN
        ./launch.sh extend RUN -n N | compare RUN RUN ... | preflight FILE.sub
-       ./launch.sh sweep FILE.sub key=a,b ... | ./launch.sh pipeline.yaml"""
+       ./launch.sh sweep FILE.sub key=a,b ... | ./launch.sh pipeline.yaml
+       ./launch.sh bench ab|sweep|both|summarize|diagnose --config FILE.yaml"""
 
 ABOUT = """\
 Launches a run as a chain of N consecutive jobs ("links"); each goes on exactly
@@ -30,6 +31,7 @@ commands:
   extend RUN -n N      N more links, also after cancel
   compare RUN RUN ...  runs side by side, or all of a sweep: table and picture
   sweep FILE.sub k=a,b one run for every combination of the values
+  bench VERB ...       suites of short runs: A/B test, sweep, best settings
   preflight FILE.sub   check environment, paths, disk, nodes before a launch
   completion SHELL     print a script that completes all this (bash, zsh)
 """
@@ -146,6 +148,11 @@ def _sweep(words: list[str]) -> int:
     return sweep(LaunchRequest(**vars(parser.parse_intermixed_args(words))))
 
 
+def _bench(words: list[str]) -> int:
+    """Become the benchmark, which reads configurations and draws: what a launcher does not import."""
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "core.bench", *words])
+
+
 def _completion(words: list[str]) -> int:
     from launchers.show.completion import completion_script
 
@@ -176,6 +183,7 @@ _COMMANDS = {
     "extend": _extend,
     "compare": _compare,
     "sweep": _sweep,
+    "bench": _bench,
     "preflight": _preflight,
     "completion": _completion,
 }

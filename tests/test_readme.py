@@ -137,6 +137,8 @@ def check_launch(words: list[str]) -> None:
             launch(words)
     elif words[0] == "preflight":
         assert launch(words) == 0
+    elif words[0] == "bench":  # a program of its own
+        check_config("core.bench.__main__", words[1:])
     elif words[0] in SUBCOMMANDS:
         launch(words)  # SystemExit where they are not understood; the run that is named need not exist
     else:

@@ -15,8 +15,7 @@ import re
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
@@ -24,15 +23,16 @@ from typing import Any
 
 import psutil
 
-from core.bench.settings import ROOT, BenchConfig, TelemetryConfig, WatchConfig
+from core.bench.settings import ROOT, BenchConfig, WatchConfig
 from core.bench.telemetry.heartbeat import Heartbeat
 from core.bench.telemetry.machine import free_port
-from core.bench.telemetry.processes import POLL_S, StopRequest, end_session, is_still_led, start
-from core.bench.telemetry.recorder import GPU, HOST, GpuSampler, HostSampler
+from core.bench.telemetry.processes import POLL_S, end_session, is_still_led, start_session
+from core.bench.telemetry.recorder import recorded
 from core.job.context import scrubbed_argv
 from core.rundir.environment import ENV_LINK, ENV_LINK_SEED, ENV_LOCAL_TASKS, ENV_RUNS, slurm_job
 from core.rundir.exit_codes import EXIT_WORDS, ExitCode
 from core.rundir.files import DONE
+from core.rundir.processes import StopRequests
 from core.rundir.whole_files import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -64,100 +64,78 @@ class Attempt:
 
     @property
     def number(self) -> int:
-        match = NAME.fullmatch(self.directory.name)
-        assert match is not None
-        return int(match[1])
+        """The K of its directory."""
+        return int(self.directory.name.removeprefix("attempt_"))
 
     @property
     def begun(self) -> dict[str, Any]:
-        """What it was started with; empty where it did not get that far."""
-        return _read(self.directory / BEGUN)
+        """The content of attempt.json; empty where it did not get that far."""
+        return read_facts(self.directory / BEGUN)
 
     @property
     def ended(self) -> Ended | None:
-        found = _read(self.directory / ENDED)
+        """The end of it, once there is one."""
+        found = read_facts(self.directory / ENDED)
         return Ended(**found) if found else None
 
-    def settle(self, *, grace_s: float) -> Ended:
-        """The end of an attempt that was cut off: what still lives of it is ended, and what it has reached is noted."""
+    def settle(self, *, grace_s: float) -> None:
+        """End what still lives of an attempt that was cut off, and note what it has reached."""
         begun = self.begun
         if begun and begun["host"] == socket.gethostname() and is_still_led(begun["pid"], created=begun["created"]):
             logger.warning("%s was left behind and still runs: ending it", self.directory)
             end_session(begun["pid"], grace_s=grace_s)
-        duration_s = max(0.0, self._last_touched() - begun["epoch_sec"]) if begun else 0.0
+        touched = max((path.stat().st_mtime for path in self.directory.iterdir()), default=0.0)
+        duration_s = max(0.0, touched - begun["epoch_sec"]) if begun else 0.0
         if (self.directory / DONE).exists():
             ended = Ended(OK, 0, "finished while nobody watched", duration_s)
         else:
             ended = Ended(LOST, None, "the bench was killed, or its node was lost", duration_s)
         write_json(self.directory / ENDED, vars(ended))
-        return ended
-
-    def _last_touched(self) -> float:
-        return max((path.stat().st_mtime for path in self.directory.iterdir()), default=0.0)
 
 
-def attempts(run_folder: Path) -> list[Attempt]:
-    """The attempts at a run in their order."""
+def attempts_at(run_folder: Path) -> list[Attempt]:
+    """Return the attempts at a run in their order."""
     found = [Attempt(path) for path in run_folder.glob("attempt_*") if NAME.fullmatch(path.name)]
     return sorted(found, key=lambda attempt: attempt.number)
 
 
-def do(run_folder: Path, config: BenchConfig, overrides: Sequence[str], *, stop: StopRequest) -> Attempt:
-    """A new attempt, from its directory to its end."""
-    number = max((attempt.number for attempt in attempts(run_folder)), default=0) + 1
+def attempt_run(run_folder: Path, config: BenchConfig, overrides: Sequence[str], *, stops: StopRequests) -> Attempt:
+    """Make a new attempt, from its directory to its end."""
+    number = max((attempt.number for attempt in attempts_at(run_folder)), default=0) + 1
     attempt = Attempt(run_folder / f"attempt_{number}")
-    attempt.directory.mkdir(parents=True)
-    arguments = ["--config", str(ROOT / config.config), f"run.name={attempt.directory.name}", *overrides]
+    folder = attempt.directory
+    folder.mkdir(parents=True)
     environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
     environment |= {ENV_RUNS: str(run_folder), "PYTHONUNBUFFERED": "1"}
     if slurm_job() is None:
         environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port(config.launch.master_port_base))}
     port = environment.get("MASTER_PORT", "")
+    arguments = ["--config", str(ROOT / config.config), f"run.name={folder.name}", *overrides]
     command = launch_command(config, arguments, port=port)
     began = time.time()
-    process = start(command, log=attempt.directory / LOG, environment=environment, folder=ROOT)
+    process = start_session(command, log=folder / LOG, environment=environment, folder=ROOT)
     try:
         created = psutil.Process(process.pid).create_time()
         begun = {"host": socket.gethostname(), "pid": process.pid, "created": created, "epoch_sec": began, "port": port}
-        write_json(attempt.directory / BEGUN, {**begun, "command": scrubbed_argv(command)})
-        heartbeat = Heartbeat(f"{run_folder.name} {attempt.directory.name}", attempt.directory, config.watch)
-        with _telemetry(attempt.directory, config.telemetry, pid=process.pid):
-            status, reason = _watch(process, config.watch, heartbeat, began=began, stop=stop)
+        write_json(folder / BEGUN, {**begun, "command": scrubbed_argv(command)})
+        heartbeat = Heartbeat(f"{run_folder.name} {folder.name}", folder, config.watch)
+        with recorded(folder, config.telemetry, pid=process.pid):
+            status, reason = _watch(process, config.watch, heartbeat, began=began, stops=stops)
             if status:
                 logger.warning("%s: %s: ending it", run_folder.name, reason)
     finally:  # whatever happened, nothing of it goes on
-        end_session(process.pid, grace_s=config.watch.stop_grace_s, hurry=stop)
+        end_session(process.pid, grace_s=config.watch.stop_grace_s, stops=stops)
     heartbeat.beat()
     code = process.wait()
-    if not status or (code == ExitCode.DONE and (attempt.directory / DONE).exists()):
-        status, reason = _judged(code, stop=stop)
+    if not status or (code == ExitCode.DONE and (folder / DONE).exists()):
+        status, reason = _judged(code, stops=stops)
     ended = Ended(status, code, reason, time.time() - began, heartbeat.num_stalls, heartbeat.num_spikes)
-    write_json(attempt.directory / ENDED, vars(ended))
+    write_json(folder / ENDED, vars(ended))
     return attempt
 
 
-@contextmanager
-def _telemetry(folder: Path, config: TelemetryConfig, *, pid: int) -> Iterator[None]:
-    host = HostSampler(folder / HOST, every_s=config.host_every_s, is_on=config.host, pid=pid, run_dir=folder)
-    with GpuSampler(folder / GPU, every_s=config.gpu_every_s, is_on=config.gpu), host:
-        yield
-
-
-def _watch(
-    process: "Popen[bytes]", watch: WatchConfig, heartbeat: Heartbeat, *, began: float, stop: StopRequest
-) -> tuple[str, str]:
-    """Follow a run until it has ended, or must: then (status, reason), else both empty."""
-    while process.poll() is None:
-        time.sleep(POLL_S)
-        heartbeat.beat()
-        status, reason = _why_to_end(watch, heartbeat, elapsed_s=time.time() - began, stop=stop)
-        if status:
-            return status, reason
-    return "", ""
-
-
 def launch_command(config: BenchConfig, arguments: Sequence[str], *, port: str) -> list[str]:
-    """The training as all its ranks: by srun in a SLURM job, else by torchrun, or alone."""
+    """Return what starts the training as all its ranks: srun in a SLURM job, else torchrun, or Python alone."""
     module = ["-m", config.recipe, *arguments]
     if slurm_job() is not None:
         return ["srun", sys.executable, *module]
@@ -168,15 +146,35 @@ def launch_command(config: BenchConfig, arguments: Sequence[str], *, port: str) 
 
 
 def tail(path: Path, num_lines: int) -> str:
-    """The last lines of a log."""
+    """Return the last lines of a log."""
     if not path.exists() or num_lines == 0:
         return ""
     return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-num_lines:])
 
 
-def _why_to_end(watch: WatchConfig, heartbeat: Heartbeat, *, elapsed_s: float, stop: StopRequest) -> tuple[str, str]:
-    """(status, reason) of a run that must not go on; both empty while it may."""
-    if stop:
+def read_facts(path: Path) -> dict[str, Any]:
+    """Return a JSON object; empty where it is not there, or damaged."""
+    try:
+        return dict(read_json(path))
+    except (OSError, ValueError):
+        return {}
+
+
+def _watch(
+    process: "Popen[bytes]", watch: WatchConfig, heartbeat: Heartbeat, *, began: float, stops: StopRequests
+) -> tuple[str, str]:
+    """Follow a run until it has ended, or must: then return (status, reason), else both empty."""
+    status = reason = ""
+    while not status and process.poll() is None:
+        time.sleep(POLL_S)
+        heartbeat.beat()
+        status, reason = _why_to_end(watch, heartbeat, elapsed_s=time.time() - began, stops=stops)
+    return status, reason
+
+
+def _why_to_end(watch: WatchConfig, heartbeat: Heartbeat, *, elapsed_s: float, stops: StopRequests) -> tuple[str, str]:
+    """Return (status, reason) of a run that must not go on; both empty while it may."""
+    if stops.count:
         return INTERRUPTED, "stop requested"
     if watch.run_timeout_s is not None and elapsed_s > watch.run_timeout_s:
         return TIMEOUT, f"it takes longer than watch.run_timeout_s={watch.run_timeout_s:g}"
@@ -187,20 +185,10 @@ def _why_to_end(watch: WatchConfig, heartbeat: Heartbeat, *, elapsed_s: float, s
     return "", ""
 
 
-def _judged(code: int, *, stop: StopRequest) -> tuple[str, str]:
-    """What the exit code of a run that ended by itself says."""
+def _judged(code: int, *, stops: StopRequests) -> tuple[str, str]:
+    """Return (status, reason) by the exit code of a run that ended by itself."""
     if code == ExitCode.DONE:
         return OK, ""
-    if code == ExitCode.CONTINUE or (stop and code < 0):
+    if code == ExitCode.CONTINUE or (stops.count and code < 0):
         return INTERRUPTED, EXIT_WORDS[ExitCode.CONTINUE]
-    if code < 0:
-        return FAILED, f"killed by signal {-code}"
-    return FAILED, EXIT_WORDS.get(code, f"exit code {code}")
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        found: Mapping[str, Any] = read_json(path)
-    except (OSError, ValueError):
-        return {}
-    return dict(found)
+    return FAILED, f"killed by signal {-code}" if code < 0 else EXIT_WORDS.get(code, f"exit code {code}")

@@ -4,14 +4,15 @@
     stability_score      = mean (p90 / p50 of iterations) x (1 + share of unstable runs); 1 is best
     unstable             iterations' p90 / p50 > 2, or the update's > 3
 
-Ranks: `iter` by the tail's iteration, `throughput` by samples a second (groups may differ in their batch), `stability`
-by the score, `balanced` by the mean of how many times worse than the best a group is in throughput and in stability.
+Ranks: `iter` by the tail's iteration, `throughput` by samples a second (groups may differ in their batch), or targets a
+second where batches hold as many samples as fit, `stability` by the score, `balanced` by the mean of how many times
+worse than the best a group is in throughput and in stability.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, median, quantiles, stdev
+from statistics import fmean, quantiles, stdev
 from typing import Any
 
 from core.bench import points
@@ -31,30 +32,32 @@ GROUP_COLUMNS = tuple(
     "tail_samples_per_sec_std tail_targets_per_sec_mean iter_p90_over_p50_mean stability_score rank_spread_ms_p90 "
     "eta_abs_error_sec_p50 eta_rel_error_p50 peak_memory_gib speedup_vs_baseline".split()
 )
-RANKED_COLUMNS = ("rank", "rank_by", *GROUP_COLUMNS, "rank_iter", "rank_throughput", "rank_stability", "rank_balanced")
 RANKINGS = ("iter", "throughput", "stability", "balanced")
+RANKED_COLUMNS = ("rank", "rank_by", *GROUP_COLUMNS, *(f"rank_{ranking}" for ranking in RANKINGS))
 
 Figures = dict[str, Any]
 
 
 def run_figures(config: BenchConfig, row: Row) -> Figures:
-    """The figures of one run, from its row and what it has written."""
+    """Return the figures of one run, from its row and what it has written."""
     run_dir = Path(row["run_dir"])
-    train = points.records(run_dir)
+    train = points.train_records(run_dir)
     timing = points.timing_points(train)
     tail, last = timing[-config.tail_timing_points :], train[-config.tail_timing_points :]
     errors = points.eta_errors(train, total_steps=config.max_steps)
-    spreads = points.rank_spreads_ms(run_dir)
-    copied = {column: row[column] for column in METRIC_COLUMNS if column in row}
-    found: Figures = {**copied, **tail_ratios(timing, config.tail_timing_points), "timing_points": len(timing)}
-    found["tail_targets_per_sec"] = _mean([r["targets_per_s"] for r in last if r.get("targets_per_s") is not None])
-    found["rank_spread_ms_p90"] = quantile(spreads, 0.9)
-    found["eta_abs_error_sec_p50"] = quantile([abs(error) for error, _ in errors], 0.5)
-    found["eta_abs_error_sec_p90"] = quantile([abs(error) for error, _ in errors], 0.9)
     late = errors[len(errors) // 10 :]  # after a tenth of the run
-    found["eta_rel_error_p50"] = quantile([abs(error) / left_s for error, left_s in late], 0.5)
-    found["last_loss"] = train[-1].get("loss") if train else None
-    found["peak_memory_gib"] = max((r["peak_memory_gib"] for r in train if "peak_memory_gib" in r), default=None)
+    found: Figures = {
+        **{column: row[column] for column in METRIC_COLUMNS if column in row},
+        **tail_ratios(timing, config.tail_timing_points),
+        "timing_points": len(timing),
+        "tail_targets_per_sec": _mean(record.get("targets_per_s") for record in last),
+        "rank_spread_ms_p90": quantile(points.rank_spreads_ms(run_dir), 90),
+        "eta_abs_error_sec_p50": quantile([abs(error) for error, _ in errors], 50),
+        "eta_abs_error_sec_p90": quantile([abs(error) for error, _ in errors], 90),
+        "eta_rel_error_p50": quantile([abs(error) / left_s for error, left_s in late], 50),
+        "last_loss": train[-1].get("loss") if train else None,
+        "peak_memory_gib": max((r["peak_memory_gib"] for r in train if "peak_memory_gib" in r), default=None),
+    }
     if tail:
         iter_ms = fmean(point["iter_ms_p50"] for point in tail)
         found["tail_iter_ms_mean"] = iter_ms
@@ -65,19 +68,20 @@ def run_figures(config: BenchConfig, row: Row) -> Figures:
 
 
 def group_figures(runs: Sequence[Figures], *, baseline: str) -> list[Figures]:
-    """The figures of every group over its good runs, in the order of the groups."""
-    groups = [_group([run for run in runs if (run["mode"], run["group"]) == key]) for key in _keys(runs)]
-    speeds = {group["group"]: group["tail_samples_per_sec_mean"] for group in groups}
+    """Return the figures of every group over its good runs, in the order of the groups."""
+    keys = dict.fromkeys((run["mode"], run["group"]) for run in runs)
+    groups = [_group([run for run in runs if (run["mode"], run["group"]) == key]) for key in keys]
+    speeds = {group["group"]: _speed(group) for group in groups}
     for group in groups:
-        mine, base = group["tail_samples_per_sec_mean"], speeds.get(baseline)
+        mine, base = _speed(group), speeds.get(baseline)
         group["speedup_vs_baseline"] = mine / base if mine and base else None
     return groups
 
 
 def ranked(groups: Sequence[Figures], *, by: str) -> list[Figures]:
-    """The groups from the best on, with their rank in every order; without those that have no good run."""
-    good = [group for group in groups if group["tail_iter_ms_mean"] is not None]
-    costs = [_costs(group, good) for group in good]
+    """Return the groups from the best on, with their rank in every order; without those that have no good run."""
+    good = [group for group in groups if group["ok_runs"]]
+    costs = _costs(good)
     places = {ranking: sorted(range(len(good)), key=lambda i: costs[i][ranking]) for ranking in RANKINGS}
     found = []
     for rank, place in enumerate(places[by], start=1):
@@ -86,18 +90,21 @@ def ranked(groups: Sequence[Figures], *, by: str) -> list[Figures]:
     return found
 
 
-def quantile(values: Sequence[float], share: float) -> float | None:
-    """None of nothing; linear between neighbors."""
+def quantile(values: Sequence[float], percent: int) -> float | None:
+    """Return a percentile, linear between neighbors; None of nothing."""
     if len(values) < 2:
         return values[0] if values else None
-    return median(values) if share == 0.5 else quantiles(values, n=100, method="inclusive")[round(100 * share) - 1]
+    return quantiles(values, n=100, method="inclusive")[percent - 1]
 
 
 def _group(runs: Sequence[Figures]) -> Figures:
     good = [run for run in runs if run["status"] == OK and run.get("tail_iter_ms_mean") is not None]
-    unstable = _mean([float(run["unstable_run_flag"] or 0) for run in good])
-    ratio = _mean([run["iter_p90_over_p50"] for run in good if "iter_p90_over_p50" in run])
-    figures: Figures = {
+    unstable = _mean(float(run["unstable_run_flag"] or 0) for run in good)
+    ratio = _mean(run.get("iter_p90_over_p50") for run in good)
+    speeds = [run["tail_samples_per_sec"] for run in good if run.get("tail_samples_per_sec") is not None]
+    iters_ms = [run["tail_iter_ms_mean"] for run in good]
+    means = ("rank_spread_ms_p90", "eta_abs_error_sec_p50", "eta_rel_error_p50", "peak_memory_gib")
+    return {
         "mode": runs[0]["mode"],
         "group": runs[0]["group"],
         "runs": len(runs),
@@ -105,32 +112,38 @@ def _group(runs: Sequence[Figures]) -> Figures:
         "unstable_ratio": unstable,
         "stability_score": None if ratio is None or unstable is None else ratio * (1 + unstable),
         "iter_p90_over_p50_mean": ratio,
+        "tail_iter_ms_mean": _mean(iters_ms),
+        "tail_iter_ms_std": stdev(iters_ms) if len(iters_ms) > 1 else None,
+        "tail_samples_per_sec_mean": _mean(speeds),
+        "tail_samples_per_sec_std": stdev(speeds) if len(speeds) > 1 else None,
+        "tail_targets_per_sec_mean": _mean(run.get("tail_targets_per_sec") for run in good),
+        **{column: _mean(run.get(column) for run in good) for column in means},
     }
-    for column in ("tail_iter_ms_mean", "tail_samples_per_sec", "tail_targets_per_sec"):
-        values = [run[column] for run in good if run.get(column) is not None]
-        name = column.removesuffix("_mean")
-        figures |= {f"{name}_mean": _mean(values), f"{name}_std": stdev(values) if len(values) > 1 else None}
-    for column in ("rank_spread_ms_p90", "eta_abs_error_sec_p50", "eta_rel_error_p50", "peak_memory_gib"):
-        figures[column] = _mean([run[column] for run in good if run.get(column) is not None])
-    return figures
 
 
-def _costs(group: Figures, groups: Sequence[Figures]) -> Mapping[str, float]:
-    """What each ranking sorts by; less is better."""
-    iter_ms = group["tail_iter_ms_mean"]
-    slowness = 1 / group["tail_samples_per_sec_mean"] if group["tail_samples_per_sec_mean"] else iter_ms
-    stability = group["stability_score"] if group["stability_score"] is not None else math.inf
-    fastest = max((one["tail_samples_per_sec_mean"] or 0.0 for one in groups), default=0.0)
-    steadiest = min((one["stability_score"] or math.inf for one in groups), default=math.inf)
-    times_slower = fastest * slowness if fastest else iter_ms / min(one["tail_iter_ms_mean"] for one in groups)
-    times_shakier = stability / steadiest if steadiest < math.inf else 1.0
-    balanced = (times_slower + times_shakier) / 2
-    return {"iter": iter_ms, "throughput": slowness, "stability": stability, "balanced": balanced}
+def _costs(groups: Sequence[Figures]) -> list[Mapping[str, float]]:
+    """Return what each ranking sorts by; less is better."""
+    speeds = [_speed(group) or 1 / group["tail_iter_ms_mean"] for group in groups]
+    shaky = [math.inf if group["stability_score"] is None else group["stability_score"] for group in groups]
+    fastest, steadiest = max(speeds, default=0.0), min(shaky, default=math.inf)
+    return [
+        {
+            "iter": group["tail_iter_ms_mean"],
+            "throughput": -speed,
+            "stability": score,
+            "balanced": fastest / speed + (score / steadiest if steadiest < math.inf else 1.0),
+        }
+        for group, speed, score in zip(groups, speeds, shaky, strict=True)
+    ]
 
 
-def _keys(runs: Sequence[Figures]) -> list[tuple[str, str]]:
-    return list(dict.fromkeys((run["mode"], run["group"]) for run in runs))
+def _speed(group: Figures) -> float | None:
+    """Return samples a second; targets a second where batches hold as many samples as fit."""
+    speed: float | None = group["tail_samples_per_sec_mean"] or group["tail_targets_per_sec_mean"]
+    return speed
 
 
-def _mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None
+def _mean(values: Iterable[float | None]) -> float | None:
+    """Return the mean of what is known; None of nothing."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -6,15 +6,14 @@ carried over by the names of their columns.
 """
 
 import csv
-import fcntl
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 
-from core.rundir.whole_files import now, write_whole
+from core.rundir.whole_files import append_line, locked, now, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -45,32 +44,30 @@ def append_row(suite: Path, row: Mapping[str, object], *, beside: Path, retries:
     """Add one attempt's row to the manifest of a suite, or to the fallback in `beside`. OSError if neither works."""
     for attempt in range(retries + 1):
         try:
-            with locked(suite):
+            with locked(suite / LOCK):
                 _make_ready(suite)
-                _append(suite / MANIFEST, COLUMNS, [row])
+                append_line(suite / MANIFEST, _lines(COLUMNS, [row], "\t"))
             return
         except OSError as error:
             logger.warning("the manifest cannot be written (%s), try %d of %d", error, attempt + 1, retries + 1)
             if attempt < retries:
                 time.sleep(RETRY_S)
-    _append(beside / FALLBACK, COLUMNS, [row])
+    write_table(beside / FALLBACK, COLUMNS, [row])
     logger.warning("the row is kept in %s", beside / FALLBACK)
 
 
 def read_rows(suite: Path) -> list[Row]:
-    """All attempts in the order of their end, fallbacks taken in as far as the manifest can be written."""
+    """Return all attempts in the order of their end, fallbacks taken in as far as the manifest can be written."""
     try:
-        with locked(suite):
+        with locked(suite / LOCK):
             _make_ready(suite)
     except OSError as error:
         logger.warning("the manifest of %s cannot be put in order: %s", suite, error)
-    known = _read(suite / MANIFEST)
-    waiting = [row for path in _fallbacks(suite) for row in _read(path)]
-    return [*known, *(row for row in waiting if _identity(row) not in {_identity(one) for one in known})]
+    return [*_read(suite / MANIFEST), *_waiting(suite)]
 
 
 def latest_rows(suite: Path) -> list[Row]:
-    """The row that counts of each run, in the order in which the runs first ended."""
+    """Return the row that counts of each run, in the order in which the runs first ended."""
     latest: dict[tuple[str, ...], Row] = {}
     for row in read_rows(suite):
         run = _identity(row)[:3]
@@ -79,49 +76,34 @@ def latest_rows(suite: Path) -> list[Row]:
     return list(latest.values())
 
 
-def note_skipped(suite: Path, *, mode: str, group: str, repeat: int, reason: str) -> None:
-    """A run that was not done, and why."""
-    row = {"mode": mode, "group": group, "repeat": repeat, "reason": reason, "time": now()}
-    with locked(suite):
-        _append(suite / SKIPPED, SKIPPED_COLUMNS, [row])
+def note_skipped(suite: Path, row: Mapping[str, object], *, reason: str) -> None:
+    """Note a run that was not done, and why."""
+    with locked(suite / LOCK):
+        _make_ready_table(suite / SKIPPED, SKIPPED_COLUMNS)
+        append_line(suite / SKIPPED, _lines(SKIPPED_COLUMNS, [{**row, "reason": reason, "time": now()}], "\t"))
 
 
-@contextmanager
-def locked(suite: Path) -> Iterator[None]:
-    """One writer at a time, on any node that shares the directory."""
-    descriptor = os.open(suite / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+def write_table(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
+    """Write a whole table, which appears at once; a .tsv by tabs, any other by commas."""
+    header = dict(zip(columns, columns, strict=True))
+    write_whole(path, _lines(columns, [header, *rows], "\t" if path.suffix == ".tsv" else ",") + "\n")
 
 
-def write_table(
-    path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]], *, separator: str = ","
-) -> None:
-    """A whole table, appearing at once."""
-    write_whole(path, _text(columns, [dict(zip(columns, columns, strict=True)), *rows], separator))
-
-
-def read_table(path: Path, *, separator: str = ",") -> list[Row]:
-    """The rows of a table by column; without one that a kill has torn. Empty where there is no file."""
+def read_table(path: Path) -> list[Row]:
+    """Return the rows of a table by column; without one that a kill has torn. Empty where there is no file."""
     if not path.is_file():
         return []
     with path.open(encoding="utf-8", newline="") as file:
-        is_plain = separator == "\t"
-        reader = csv.reader(file, delimiter=separator, quoting=csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL)
+        reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE) if path.suffix == ".tsv" else csv.reader(file)
         columns = next(reader, [])
         return [dict(zip(columns, cells, strict=True)) for cells in reader if len(cells) == len(columns)]
 
 
 def _make_ready(suite: Path) -> None:
-    """A manifest with our header, into which every fallback has been taken; and the list of what was left out."""
-    if not (suite / SKIPPED).exists():
-        write_table(suite / SKIPPED, SKIPPED_COLUMNS, [], separator="\t")
+    """Give the manifest our header, and take every fallback into it; begin the list of what was left out."""
+    _make_ready_table(suite / SKIPPED, SKIPPED_COLUMNS)
     path = suite / MANIFEST
-    if not path.exists():
-        write_table(path, COLUMNS, [], separator="\t")
+    _make_ready_table(path, COLUMNS)
     with path.open(encoding="utf-8") as file:
         header = file.readline().rstrip("\n").split("\t")
     if header != list(COLUMNS):
@@ -129,47 +111,44 @@ def _make_ready(suite: Path) -> None:
         backup = next(name for n in range(1, 10_000) if not (name := path.with_name(f"{MANIFEST}.bak.{n}")).exists())
         os.replace(path, backup)
         logger.warning("%s has another header: kept as %s", path, backup.name)
-        write_table(path, COLUMNS, rows, separator="\t")
-    known = {_identity(row) for row in _read(path)}
-    for fallback in _fallbacks(suite):
-        _append(path, COLUMNS, [row for row in _read(fallback) if _identity(row) not in known])
+        write_table(path, COLUMNS, rows)
+    if waiting := _waiting(suite):
+        append_line(path, _lines(COLUMNS, waiting, "\t"))
+    for fallback in suite.glob(f"runs/*/*/{FALLBACK}"):
         fallback.unlink()
 
 
-def _fallbacks(suite: Path) -> list[Path]:
-    return sorted(suite.glob(f"runs/*/*/{FALLBACK}"))
+def _make_ready_table(path: Path, columns: Sequence[str]) -> None:
+    if not path.exists():
+        write_table(path, columns, [])
 
 
-def _identity(row: Mapping[str, str]) -> tuple[str, str, str, str]:
-    return row.get("mode", ""), row.get("group", ""), row.get("repeat", ""), row.get("attempt", "")
+def _waiting(suite: Path) -> list[Row]:
+    """Return the rows of fallbacks that the manifest lacks."""
+    known = {_identity(row) for row in _read(suite / MANIFEST)}
+    rows = [row for path in sorted(suite.glob(f"runs/*/*/{FALLBACK}")) for row in _read(path)]
+    return [row for row in rows if _identity(row) not in known]
+
+
+def _identity(row: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(row[column] for column in ("mode", "group", "repeat", "attempt"))
 
 
 def _read(path: Path) -> list[Row]:
-    return [{**dict.fromkeys(COLUMNS, ""), **row} for row in read_table(path, separator="\t")]
+    return [{**dict.fromkeys(COLUMNS, ""), **row} for row in read_table(path)]
 
 
-def _append(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> None:
-    """Add lines in one write each; a last line that was torn is ended first."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        size = os.fstat(descriptor).st_size
-        text = "" if size else _text(columns, [dict(zip(columns, columns, strict=True))], "\t")
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            text = "\n"
-        os.write(descriptor, (text + _text(columns, rows, "\t")).encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _lines(columns: Sequence[str], rows: Sequence[Mapping[str, object]], separator: str) -> str:
+    """Return a line a row, without the last line's end. No tab is left in a cell, nor a line's end."""
+    text, is_plain = StringIO(), separator == "\t"
+    writer = csv.writer(
+        text, delimiter=separator, lineterminator="\n", quotechar=None if is_plain else '"',
+        quoting=csv.QUOTE_NONE if is_plain else csv.QUOTE_MINIMAL,
+    )  # fmt: skip
+    writer.writerows([_cell(row.get(column)) for column in columns] for row in rows)
+    return text.getvalue().removesuffix("\n")
 
 
-def _text(columns: Sequence[str], rows: Sequence[Mapping[str, object]], separator: str) -> str:
-    lines = [separator.join(_cell(row.get(column, ""), separator) for column in columns) for row in rows]
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _cell(value: object, separator: str) -> str:
-    """One line; quoted where a comma needs it. No tab is left in it, so that a torn row of a TSV ends at its line."""
+def _cell(value: object) -> str:
     text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-    text = " ".join(text.split())
-    needs_quotes = separator == "," and ("," in text or '"' in text)
-    return f'"{text.replace(chr(34), chr(34) * 2)}"' if needs_quotes else text
+    return " ".join(text.split())

@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import yaml
@@ -24,24 +24,16 @@ KEYS: Mapping[str, str] = {
     "checkpoint_every_steps": "checkpoint.every_steps",
     "precision": "parallel.precision",
     "torch_compile": "parallel.compile",
-    "speech_attention": "model.speech.attention",
-    "text_attention": "model.text.attention",
     "strategy": "parallel.strategy",
-    "seconds": "plan.max_duration_s",
-    "max_steps": "train.max_steps",
-    "timing_window": "train.timing.window",
     "timing_rank_scope": "train.timing.rank_scope",
-    "eta_mode": "train.timing.eta_mode",
-    "eta_min_samples": "train.timing.eta_min_samples",
 }
-TO_THE_END = ("run.link_steps=null", "train.early_stop=null")  # a run does all of its steps, in one go
 AXES = {"zero_stage": "z", "micro_batch": "mb", "num_workers": "w", "prefetch_factor": "p"}  # in a group's name
 NAME = re.compile(r"[A-Za-z0-9._]{1,40}")
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run. `number` counts from 1 in its mode."""
+    """A run of a suite. `number` counts from 1 in its mode."""
 
     number: int
     mode: Mode
@@ -51,11 +43,20 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        return f"{self.mode}-{self.group}-r{self.repeat}"
+        """The name of its directory."""
+        return run_name(vars(self))
+
+
+def run_name(row: Mapping[str, Any]) -> str:
+    """Return the name of the run that a row of a table is of."""
+    return f"{row['mode']}-{row['group']}-r{row['repeat']}"
 
 
 def planned_runs(config: BenchConfig, mode: Mode) -> list[PlannedRun]:
-    """The runs of a mode in their order: all groups once, then all again, so that a slow hour hits each alike."""
+    """Return the runs of a mode in their order: all groups once, then all again, so that a slow hour hits each alike.
+
+    Raises ValueError where nothing would be compared.
+    """
     groups = config.ab if mode == "ab" else swept(config)
     if len(groups) < (2 if mode == "ab" else 1):
         what = "two groups under `ab`" if mode == "ab" else "values for an axis under `sweep`"
@@ -63,79 +64,75 @@ def planned_runs(config: BenchConfig, mode: Mode) -> list[PlannedRun]:
     wrong = [name for name in groups if not NAME.fullmatch(name)]
     if wrong:
         raise ValueError(f"ab.{wrong[0]}: a group's name has letters, digits, dots and underscores, 40 at most")
-    order = [(repeat, name) for repeat in range(1, config.repeats + 1) for name in groups]
-    return [
-        PlannedRun(number, mode, name, repeat, groups[name]) for number, (repeat, name) in enumerate(order, start=1)
-    ]
+    order = itertools.product(range(1, config.repeats + 1), groups)
+    return [PlannedRun(number, mode, name, repeat, groups[name]) for number, (repeat, name) in enumerate(order, 1)]
 
 
 def swept(config: BenchConfig) -> dict[str, Variant]:
-    """A group for every combination of the axes that have values, e.g. `z0_mb128_w8_p4`."""
-    sweep, rest = to_dict(config.sweep), to_dict(config.sweep.rest)
-    axes = {axis: sweep[axis] for axis in AXES if sweep[axis]}
-    if not axes:
-        return {}
-    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
+    """Return a group for every combination of the axes that have values, e.g. `z0_mb128_w8_p4`."""
+    axes = {axis: values for axis in AXES if (values := getattr(config.sweep, axis))}
+    points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())] if axes else []
     return {
-        "_".join(f"{AXES[axis]}{value}" for axis, value in point.items()): Variant(**{**rest, **point})
+        "_".join(f"{AXES[axis]}{value}" for axis, value in point.items()): replace(config.sweep.rest, **point)
         for point in points
     }
 
 
 def choices(config: BenchConfig, variant: Variant, gpus: Gpus) -> list[str]:
-    """The overrides by which a group differs from the recipe's YAML: what a person would take over from it."""
-    values: dict[str, Any] = {axis: value for axis, value in to_dict(variant).items() if axis != "overrides"}
+    """Return the overrides by which a group differs from the recipe's YAML: what a person would take over from it."""
+    base, numerics = _base(config), config.numerics
+    chosen: dict[str, Any] = {KEYS[axis]: value for axis, value in to_dict(variant).items() if axis != "overrides"}
     if variant.zero_stage is not None:
-        values["strategy"] = "deepspeed"
-    if variant.micro_batch is not None and (longest_s := (_base(config).get("plan") or {}).get("max_cut_s")):
-        values["seconds"] = variant.micro_batch * longest_s  # else they would be the narrower limit
-    numerics = config.numerics
-    attention = "sdpa" if numerics.attention == "auto" else numerics.attention
-    values |= {"speech_attention": attention, "text_attention": attention, "torch_compile": numerics.torch_compile}
-    values["precision"] = gpus.precision if numerics.precision == "auto" else numerics.precision
-    words = [f"{KEYS[axis]}={_text(value)}" for axis, value in values.items() if value is not None]
+        chosen[KEYS["strategy"]] = "deepspeed"
+    if variant.micro_batch is not None and (longest_s := (base.get("plan") or {}).get("max_cut_s")):
+        chosen["plan.max_duration_s"] = variant.micro_batch * longest_s  # else it would be the narrower limit
+    chosen |= _attention(numerics.attention, base, source=config.config)
+    chosen[KEYS["torch_compile"]] = numerics.torch_compile
+    chosen[KEYS["precision"]] = gpus.precision if numerics.precision == "auto" else numerics.precision
+    words = [f"{key}={_text(value)}" for key, value in chosen.items() if value is not None]
     return [*words, *config.overrides, *variant.overrides]
 
 
 def overrides(config: BenchConfig, variant: Variant, gpus: Gpus) -> list[str]:
-    """All that a run sets: its group's choices, its length, and how it is measured."""
-    timing = config.timing
-    measured = {
-        "max_steps": config.max_steps,
-        "timing_window": timing.window,
-        "timing_rank_scope": timing.rank_scope,
-        "eta_mode": timing.eta_mode,
-        "eta_min_samples": timing.eta_min_samples,
-    }
-    words = [f"{KEYS[axis]}={value}" for axis, value in measured.items()]
-    return [*words, *TO_THE_END, *_shorter_schedule(config), *choices(config, variant, gpus)]
+    """Return all that a run sets: its length in one go, how it is measured, and its group's choices."""
+    timing = [f"train.timing.{name}={value}" for name, value in to_dict(config.timing).items()]
+    to_the_end = ["run.link_steps=null", "train.early_stop=null", *_shorter_schedule(config)]
+    return [f"train.max_steps={config.max_steps}", *timing, *to_the_end, *choices(config, variant, gpus)]
+
+
+def setting(settings: Mapping[str, Any], key: str) -> Any:
+    """Return what a resolved configuration says of an axis or a key; None where it has no such key."""
+    place: Any = settings
+    for name in KEYS.get(key, key).split("."):
+        place = place.get(name) if isinstance(place, Mapping) else None
+    return place
+
+
+def _attention(wanted: str | None, base: Mapping[str, Any], *, source: str) -> dict[str, str]:
+    """Return the attention of every part of the model that offers the choice. ValueError where none does."""
+    parts = {f"model.{name}": part for name, part in (base.get("model") or {}).items()}
+    found = [name for name, part in parts.items() if setting({"part": part}, "part.kind") == "pretrained"]
+    if wanted is None or (wanted == "auto" and not found):
+        return {}
+    if not found:
+        raise ValueError(f"numerics.attention={wanted}: {source} has no model of `kind: pretrained`; use null")
+    return dict.fromkeys((f"{name}.attention" for name in found), "sdpa" if wanted == "auto" else wanted)
 
 
 def _shorter_schedule(config: BenchConfig) -> list[str]:
-    """A schedule that says how long the run is must say the same as `train.max_steps`."""
-    schedule = (_base(config).get("optim") or {}).get("schedule") or {}
-    if "total_steps" not in schedule:
-        return []
-    words = [f"optim.schedule.total_steps={config.max_steps}"]
-    if schedule.get("warmup_steps", 0) > config.max_steps:
-        words.append(f"optim.schedule.warmup_steps={config.max_steps}")
-    return words
+    """Return what makes a schedule fit in the run: its length is that of the run, its warm-up no longer."""
+    schedule = setting(_base(config), "optim.schedule") or {}
+    is_long = {
+        "total_steps": "total_steps" in schedule,
+        "warmup_steps": schedule.get("warmup_steps", 0) > config.max_steps,
+    }
+    return [f"optim.schedule.{name}={config.max_steps}" for name, changes in is_long.items() if changes]
 
 
 def _base(config: BenchConfig) -> dict[str, Any]:
-    """The recipe's YAML as it is written."""
+    """Return the recipe's YAML as it is written."""
     base: dict[str, Any] = yaml.safe_load((ROOT / config.config).read_text(encoding="utf-8"))
     return base
-
-
-def setting(settings: Mapping[str, Any], axis: str) -> Any:
-    """What a resolved configuration says of an axis; None where it has no such key."""
-    place: Any = settings
-    for key in KEYS[axis].split("."):
-        if not isinstance(place, Mapping) or key not in place:
-            return None
-        place = place[key]
-    return place
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""The settings of a benchmark suite: bench.yaml. docs/benchmark.md says which variable of CSRef became which."""
+"""The settings of a benchmark suite: bench.yaml. recipes/csa_stage1/docs/benchmark.md explains them all."""
 
 from dataclasses import field
 from pathlib import Path
@@ -10,7 +10,6 @@ from core.config.schema import section
 from core.timing.phases import TimingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
-DEFAULT_CONFIG = Path(__file__).resolve().parents[0] / "bench.yaml"
 
 Count = Annotated[int, Field(ge=1)]
 Number = Annotated[int, Field(ge=0)]
@@ -23,7 +22,7 @@ MODES: tuple[Mode, ...] = ("ab", "sweep")
 
 @section
 class Variant:
-    """What a group of runs has of its own; null leaves what the recipe's YAML says. `overrides`: any other keys."""
+    """What a group of runs has of its own; null leaves what the recipe's YAML says. `overrides` are any other keys."""
 
     zero_stage: ZeroStage | None = None
     micro_batch: Count | None = None
@@ -38,7 +37,7 @@ class Variant:
 
 @section
 class SweepConfig:
-    """One group for every combination of the values; an empty list is no axis. `rest`: what all groups share."""
+    """One group for every combination of the values; an empty list is no axis. `rest` is what all groups share."""
 
     zero_stage: list[ZeroStage] = field(default_factory=list)
     micro_batch: list[Count] = field(default_factory=list)
@@ -51,20 +50,23 @@ class SweepConfig:
 class LaunchConfig:
     """Where runs take place: as tasks of a job array with the resources of `sub`, or here, one after another.
 
-    `cluster: auto` takes SLURM where a controller answers. `ranks` and `master_port_base` (the first free port from
-    there on) are for runs here; on SLURM the .sub file's header says how many ranks there are.
+    `cluster: auto` takes SLURM where a controller answers. `sub: null` is the bench.sub beside the recipe's YAML.
+    `ranks` and `master_port_base` (the first free port from there on) are for runs here; on SLURM the .sub file's
+    header says how many ranks there are.
     """
 
     cluster: Literal["auto", "slurm", "local"] = "auto"
-    sub: str = "recipes/csa_stage1/bench.sub"
+    sub: str | None = None
     ranks: Count = 1
     master_port_base: Annotated[int, Field(ge=1024, le=64000)] = 29650
 
 
 @section
 class NumericsConfig:
-    """`precision: auto` is bf16 on GPUs of compute capability 8 and more, fp16 on others, fp32 on a CPU.
-    `attention: auto` is sdpa. null leaves what the recipe's YAML says.
+    """How runs compute; null leaves what the recipe's YAML says.
+
+    `precision: auto` is bf16 on GPUs of compute capability 8 and more, fp16 on others, fp32 on a CPU. `attention` is of
+    the parts of the model with `kind: pretrained`; auto is sdpa there, and nothing where there is no such part.
     """
 
     precision: Literal["auto", "fp32", "bf16", "fp16"] | None = "auto"
@@ -104,7 +106,7 @@ class TelemetryConfig:
 
 @section
 class LeakConfig:
-    """When memory or step time counts as leaking; see benchmark/leaks.py.
+    """When memory or step time counts as leaking, as telemetry/leaks.py tells.
 
     A run shorter than `min_minutes` after its warm-up is not judged.
     """
@@ -124,9 +126,9 @@ class LeakConfig:
 class BenchConfig:
     """A suite: directory `name` among the runs.
 
-    `recipe`: the module of a recipe's training; `config`: its YAML; `overrides`: for all runs. `resume: false` does
-    finished runs again. Rankings: `iter` (shortest iteration), `throughput` (samples a second), `stability`,
-    `balanced` (throughput and stability alike).
+    `recipe` is the module of a recipe's training, `config` its YAML, `overrides` are for all runs. `resume: false` does
+    finished runs again. Rankings: `iter` (shortest iteration), `throughput` (samples a second, or targets a second
+    where batches hold as many samples as fit), `stability`, `balanced` (throughput and stability alike).
     """
 
     name: str

@@ -5,31 +5,27 @@ runs/SUITE/runs/            a directory a run, with its attempts
 runs/SUITE/STOPPED          a run failed and stop_on_error is set: no other begins
 """
 
-import fcntl
 import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from core.bench import attempt as attempts
-from core.bench.attempt import OK, Attempt
+from core.bench.attempt import INTERRUPTED, LOG, OK, Attempt, attempt_run, attempts_at, tail
 from core.bench.manifest import append_row, note_skipped, read_rows
-from core.bench.plan import PlannedRun, overrides, planned_runs
+from core.bench.plan import PlannedRun, choices, overrides, planned_runs
 from core.bench.row import GIT, row_of
 from core.bench.settings import ROOT, BenchConfig, Mode
 from core.bench.telemetry.machine import Gpus
-from core.bench.telemetry.processes import StopRequest
 from core.config.load import diff, load, to_dict, to_yaml
 from core.config.schema import ConfigError
 from core.job.context import scrubbed
 from core.rundir.environment import ENV_RUNS, runs_root
 from core.rundir.exit_codes import ExitCode
+from core.rundir.processes import StopRequests
 from core.rundir.repository import git_state
-from core.rundir.whole_files import write_json, write_whole
+from core.rundir.whole_files import locked, write_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -53,77 +49,85 @@ class Suite:
 
     @classmethod
     def begin(cls, config: BenchConfig, mode: Mode) -> "Suite":
-        """A new suite, or one to go on with. ConfigError where its runs would not be comparable with those it has."""
+        """Begin a suite, or go on with it. ConfigError where its runs would not be comparable with those it has."""
         directory = runs_root() / config.name
-        suite = cls(directory, mode, config, _planned(config, mode))
-        path = directory / f"bench_{mode}.yaml"
-        if path.exists():
-            changes = diff(to_dict(load(BenchConfig, path)), to_dict(config))
-            fatal = [change for change in changes if not change.startswith(FREE) and not _is_of_other(change, mode)]
+        try:
+            suite = cls(directory, mode, config, planned_runs(config, mode))
+            choices(config, suite.runs[0].variant, Gpus([]))  # may be refused, too
+        except ValueError as error:
+            raise ConfigError([str(error)]) from None
+        if suite.settings.exists():
+            changes = diff(to_dict(load(BenchConfig, suite.settings)), to_dict(config))
+            free = (*FREE, "sweep." if mode == "ab" else "ab.")  # the other mode's have runs of their own
+            fatal = [change for change in changes if not change.startswith(free)]
             if fatal:
                 advice = "restore them, or begin another suite with name=..."
-                raise ConfigError([f"{path}: the suite began with other values; {advice}", *fatal])
+                raise ConfigError([f"{suite.settings}: the suite began with other values; {advice}", *fatal])
         (directory / "runs").mkdir(parents=True, exist_ok=True)
-        write_whole(path, to_yaml(config))
+        write_whole(suite.settings, to_yaml(config))
         if not (directory / GIT).exists():
             write_json(directory / GIT, scrubbed(git_state(ROOT)))
         return suite
 
     @classmethod
     def of_task(cls, path: Path) -> "Suite":
-        """Of the settings file that a task of the job array was given."""
+        """Return the suite of the settings file that a task of the job array was given."""
         mode: Mode = "ab" if path.stem == "bench_ab" else "sweep"
         config = load(BenchConfig, path)
         return cls(path.parent, mode, config, planned_runs(config, mode))
 
+    @property
+    def settings(self) -> Path:
+        """The file with the settings that its runs were begun with."""
+        return self.directory / f"bench_{self.mode}.yaml"
+
     def folder(self, run: PlannedRun) -> Path:
+        """Return the directory of a run, in which its attempts are."""
         return self.directory / "runs" / run.name
 
 
-def run_here(suite: Suite, stop: StopRequest) -> int:
-    """All runs that are not finished, one after another; the exit code. What is left out is noted with the reason."""
+def run_here(suite: Suite, stops: StopRequests) -> int:
+    """Do all runs that are not finished, one after another; return the exit code. What is left out is noted."""
     (suite.directory / STOPPED).unlink(missing_ok=True)
     codes: set[int] = set()
     for run in suite.runs:
-        codes.add(_skip(suite, run, "interrupted before it began") if stop else work(suite, run, stop))
-    if stop:
+        codes.add(_skip(suite, run, "interrupted before it began") if stops.count else work(suite, run, stops))
+    if stops.count:
         return INTERRUPTED_CODE
-    unfinished = codes - {ExitCode.DONE}
-    return int(ExitCode.BUG) if unfinished - {ExitCode.CONTINUE} else max(unfinished, default=int(ExitCode.DONE))
+    failed = codes - {ExitCode.DONE, ExitCode.CONTINUE}
+    return int(ExitCode.BUG) if failed else max(codes, default=int(ExitCode.DONE))
 
 
-def work(suite: Suite, run: PlannedRun, stop: StopRequest) -> int:
-    """One run, if it is to be done: 0 once it is finished, 75 if interrupted, else what its attempt ended with."""
-    folder = suite.folder(run)
+def work(suite: Suite, run: PlannedRun, stops: StopRequests) -> int:
+    """Do a run, if it is to be done. Return 0 once it is finished, 75 if interrupted, else its attempt's exit code."""
+    folder, stopped = suite.folder(run), suite.directory / STOPPED
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder) as is_alone:
+    with locked(folder / ".lock", waits=False) as is_alone:
         if not is_alone:
             return _skip(suite, run, "another bench is at work on it")
-        if _settle(suite, run) and suite.config.resume:
+        _settle(suite, run)
+        if suite.config.resume and is_finished(suite, run):
             return _skip(suite, run, "finished before")
-        stopped = suite.directory / STOPPED
         if stopped.exists():
             _skip(suite, run, f"stop_on_error: {stopped.read_text(encoding='utf-8').strip()}")
             return int(ExitCode.BUG)
         logger.info("run %d of %d: %s", run.number, len(suite.runs), run.name)
         gpus = Gpus.seen()
-        attempt = attempts.do(folder, suite.config, overrides(suite.config, run.variant, gpus), stop=stop)
+        attempt = attempt_run(folder, suite.config, overrides(suite.config, run.variant, gpus), stops=stops)
         _record(suite, run, attempt, gpus)
     ended = attempt.ended
     assert ended is not None
     logger.info("%s: %s after %.1f s %s", run.name, ended.status, ended.duration_s, ended.reason)
-    if ended.status == OK:
-        return int(ExitCode.DONE)
-    if ended.status == attempts.INTERRUPTED:
-        return int(ExitCode.CONTINUE)
-    logger.error("%s", attempts.tail(attempt.directory / attempts.LOG, suite.config.watch.failure_dump_tail))
+    if ended.status in (OK, INTERRUPTED):
+        return int(ExitCode.DONE if ended.status == OK else ExitCode.CONTINUE)
+    logger.error("%s", tail(attempt.directory / LOG, suite.config.watch.failure_dump_tail))
     if suite.config.stop_on_error:
         write_whole(stopped, f"{run.name} {ended.status}: {ended.reason}\n")
     return ended.exit_code if ended.exit_code and ended.exit_code > 0 else int(ExitCode.BUG)
 
 
 def queue(suite: Suite) -> int:
-    """Hand the runs to the launcher as the tasks of a job array; its exit code."""
+    """Hand the runs to the launcher as the tasks of a job array; return its exit code."""
     if not suite.config.resume:
         raise ConfigError(["resume=false: on SLURM begin another suite with name=..., as the launcher repeats no run"])
     (suite.directory / STOPPED).unlink(missing_ok=True)
@@ -132,31 +136,36 @@ def queue(suite: Suite) -> int:
         return int(ExitCode.DONE)
     name = f"{suite.directory.name}-{suite.mode}"
     numbers = ",".join(str(run.number) for run in suite.runs)
-    task = [f"bench.number={numbers}", f"bench.suite={suite.directory / f'bench_{suite.mode}.yaml'}"]
-    command = [sys.executable, "-P", "-m", "launchers"]
-    command += ["sweep", "--run", name] if len(suite.runs) > 1 else ["--run", f"{name}-1"]
+    words = ["sweep", "--run", name] if len(suite.runs) > 1 else ["--run", f"{name}-1"]
+    words.append(suite.config.launch.sub or str(Path(suite.config.config).with_name("bench.sub")))
+    words += [f"bench.number={numbers}", f"bench.suite={suite.settings}"]
     python_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, ENV_RUNS: str(runs_root()), "PYTHONPATH": python_path}
-    return subprocess.run([*command, suite.config.launch.sub, *task], cwd=ROOT, env=environment).returncode
+    return subprocess.run([sys.executable, "-P", "-m", "launchers", *words], cwd=ROOT, env=environment).returncode
 
 
 def is_finished(suite: Suite, run: PlannedRun) -> bool:
-    ended = [attempt.ended for attempt in attempts.attempts(suite.folder(run))]
-    return any(one is not None and one.status == OK for one in ended)
+    """Tell whether an attempt at a run has come to its end."""
+    return any(ended.status == OK for attempt in attempts_at(suite.folder(run)) if (ended := attempt.ended))
 
 
-def _settle(suite: Suite, run: PlannedRun) -> bool:
-    """Note the end of every attempt that nobody noted; whether one of them has finished the run.
+def slurm_answers() -> bool:
+    """Tell whether jobs can be submitted here."""
+    try:
+        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+    return " is UP" in ping.stdout
 
-    Only for who is alone at work on it.
-    """
+
+def _settle(suite: Suite, run: PlannedRun) -> None:
+    """Note the end of every attempt that nobody noted. Only for who is alone at work on the run."""
     known = {(row["mode"], row["group"], row["repeat"], row["attempt"]) for row in read_rows(suite.directory)}
-    for attempt in attempts.attempts(suite.folder(run)):
+    for attempt in attempts_at(suite.folder(run)):
         if attempt.ended is None:
             attempt.settle(grace_s=suite.config.watch.stop_grace_s)
         if (run.mode, run.group, str(run.repeat), str(attempt.number)) not in known:
             _record(suite, run, attempt, Gpus.seen())
-    return is_finished(suite, run)
 
 
 def _record(suite: Suite, run: PlannedRun, attempt: Attempt, gpus: Gpus) -> None:
@@ -166,44 +175,5 @@ def _record(suite: Suite, run: PlannedRun, attempt: Attempt, gpus: Gpus) -> None
 
 def _skip(suite: Suite, run: PlannedRun, reason: str) -> int:
     logger.info("%s is left out: %s", run.name, reason)
-    note_skipped(suite.directory, mode=run.mode, group=run.group, repeat=run.repeat, reason=reason)
+    note_skipped(suite.directory, vars(run), reason=reason)
     return int(ExitCode.DONE)
-
-
-def _planned(config: BenchConfig, mode: Mode) -> list[PlannedRun]:
-    try:
-        return planned_runs(config, mode)
-    except ValueError as error:
-        raise ConfigError([str(error)]) from None
-
-
-def _is_of_other(change: str, mode: Mode) -> bool:
-    """Whether a changed setting is that of the other mode."""
-    return change.startswith("sweep." if mode == "ab" else "ab.")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
-    """Whether nobody else is at work on a run, held while the context lasts."""
-    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        yield _took(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _took(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def slurm_answers() -> bool:
-    """Whether jobs can be submitted here."""
-    try:
-        ping = subprocess.run(["scontrol", "ping"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-    return " is UP" in ping.stdout

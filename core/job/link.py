@@ -23,9 +23,9 @@ from core.rundir.environment import (
     runs_root,
 )
 from core.rundir.exit_codes import ExitCode
-from core.rundir.files import CONFIG, DONE, STOP, rank_files
+from core.rundir.files import CONFIG, DONE, STOP
 from core.rundir.lease import Lease
-from core.rundir.ledger import next_number, read_links, record_link
+from core.rundir.ledger import next_number, rank_files, read_links, record_link
 from core.rundir.whole_files import write_whole
 from core.timing.phases import Phases
 

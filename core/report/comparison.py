@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 from core.report.picture import curve, thinned, throughput
 from core.rundir.files import METRICS
 from core.rundir.metrics_log import read_metrics
+from core.rundir.whole_files import appears_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Records = Sequence[Mapping[str, Any]]
 MOST_PANELS = 6
+STYLE = {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}
 
 
 def panels(runs: Mapping[str, Records]) -> list[tuple[str, str]]:
@@ -36,19 +38,17 @@ def panels(runs: Mapping[str, Records]) -> list[tuple[str, str]]:
 
 def draw(runs: Mapping[str, Records]) -> bytes:
     """Return a PNG with one panel a metric and one line a run."""
-    from matplotlib import colormaps, rc_context
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     chosen = panels(runs)
-    with rc_context({"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3}):
+    with rc_context(STYLE):
         width = min(3, len(chosen))
         height = -(-len(chosen) // width)
         figure = Figure(figsize=(5 * width, 4 * height + 0.6), dpi=110, layout="constrained")
         axes = figure.subplots(height, width, squeeze=False).flatten()
-        colors = colormaps["tab10" if len(runs) <= 10 else "turbo"]
         for ax, (phase, name) in zip(axes, chosen, strict=False):
-            for number, (label, records) in enumerate(runs.items()):
-                color = colors(number if len(runs) <= 10 else number / (len(runs) - 1))
+            for color, (label, records) in zip(line_colors(len(runs)), runs.items(), strict=True):
                 _line(ax, records, name, phase=phase, color=color, label=label)
             ax.set_title(f"{name.removeprefix('valid_')} ({'validation' if phase == 'valid' else 'training'})")
             ax.set_xlabel("step")
@@ -60,6 +60,14 @@ def draw(runs: Mapping[str, Records]) -> bytes:
     return image.getvalue()
 
 
+def line_colors(count: int) -> list[Any]:
+    """Return as many colors as there are lines, as different as may be."""
+    from matplotlib import colormaps
+
+    palette = colormaps["tab10" if count <= 10 else "turbo"]
+    return [palette(number if count <= 10 else number / (count - 1)) for number in range(count)]
+
+
 def _line(ax: "Axes", records: Records, name: str, *, phase: str, color: Any, label: str) -> None:
     steps, values = thinned(*curve(records, name, phase=phase))
     marker = "o" if phase == "valid" else ""
@@ -69,9 +77,8 @@ def _line(ax: "Axes", records: Records, name: str, *, phase: str, color: Any, la
 def main(words: Sequence[str]) -> int:
     picture, *directories = map(Path, words)
     runs = {directory.name: read_metrics(directory / METRICS) for directory in directories}
-    temporary = picture.with_name(f".{picture.name}.new")
-    temporary.write_bytes(draw(runs))
-    temporary.replace(picture)
+    with appears_whole(picture) as file:
+        file.write(draw(runs))
     return 0
 
 

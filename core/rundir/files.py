@@ -1,7 +1,5 @@
 """Names of the files of a run directory. Programs outside Baton read these files: names are documented and kept."""
 
-from pathlib import Path
-
 CONFIG = "config.yaml"
 RUN_CONTEXT = "run_context.json"
 RESOLVED_CONFIG = "resolved_config.yaml"
@@ -35,13 +33,3 @@ SWEEP = "sweep.json"  # in the directory of a sweep, which lies beside those of 
 DONE = "DONE"  # the last step is reached: later links have nothing to do
 STOP = "STOP"  # a person cancelled the run: no link trains until `extend` removes it
 FAILED = "FAILED"  # the chain was stopped because it made no progress; the file says why
-
-
-def link_logs(run: Path, link: int) -> Path:
-    """Return the folder of what a link prints."""
-    return run / LOGS / f"link_{link}"
-
-
-def rank_files(run: Path, link: int) -> Path:
-    """Return the folder in which the ranks of a link tell where they are and why they failed."""
-    return link_logs(run, link) / "ranks"

@@ -1,12 +1,10 @@
 """The lease of a run directory: one job at a time may write, and its token tells its records from an older job's."""
 
-import fcntl
-import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ from core.rundir.checkpoints import read_lineage
 from core.rundir.exit_codes import ExitCode
 from core.rundir.files import CHECKPOINTS, LEASE, LEASE_LOCK
 from core.rundir.processes import find_process
-from core.rundir.whole_files import now, read_json, write_json
+from core.rundir.whole_files import locked, now, read_json, write_json
 
 HEARTBEAT_S = 15.0
 STALE_S = 90.0  # without a heartbeat, a holder on another host is taken for dead
@@ -34,7 +32,7 @@ class Lease:
     def __init__(self, directory: Path, *, job_id: str) -> None:
         """Take the lease or raise LeaseHeld, naming the holder."""
         self._path = directory / LEASE
-        with _locked(directory):
+        with locked(directory / LEASE_LOCK):  # of two jobs that start at the same moment one looks first
             holder = read_json(self._path) if self._path.exists() else None
             if holder and _is_alive(holder):
                 raise LeaseHeld(
@@ -65,13 +63,15 @@ class Lease:
         """Let the next job in at once."""
         self._ended.set()
         self._thread.join()
-        with suppress(OSError), _locked(self._path.parent):  # else the next job sees that this process is gone
+        # Else the next job sees that this process is gone.
+        with suppress(OSError), locked(self._path.with_name(LEASE_LOCK)):
             if self.is_held:
                 write_json(self._path, {**self._record, "seen": now(), "heartbeat": 0.0})
 
     def _keep(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
-            with suppress(OSError), _locked(self._path.parent):  # a full disk may have room again at the next beat
+            # A full disk may have room again at the next beat.
+            with suppress(OSError), locked(self._path.with_name(LEASE_LOCK)):
                 if not self.is_held:
                     return
                 self._beat()
@@ -102,7 +102,7 @@ def take_from_dead(
 
     The token grows: a rank of that job that is cut off, and not dead, learns that it holds the run no longer.
     """
-    with _locked(directory):
+    with locked(directory / LEASE_LOCK):
         lease = find_holder(directory)
         ended = None if lease is None else has_ended(str(lease.get("job_id")))
         if lease is not None and ended:
@@ -117,14 +117,3 @@ def _is_alive(lease: dict[str, Any]) -> bool:
     if lease["host"] == socket.gethostname():
         return find_process(lease["pid"], started=lease["started"]) is not None
     return bool(time.time() - lease["heartbeat"] < STALE_S)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Let one of two jobs that start at the same moment look first."""
-    descriptor = os.open(directory / LEASE_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

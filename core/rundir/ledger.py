@@ -13,7 +13,7 @@ from typing import Any
 
 from core.rundir.checkpoints import newest_complete
 from core.rundir.exit_codes import PLANNED, ExitCode, describe_exit
-from core.rundir.files import CHECKPOINTS, LEDGER
+from core.rundir.files import CHECKPOINTS, LEDGER, LOGS
 from core.rundir.whole_files import append_record, now, read_records
 
 Event = dict[str, Any]
@@ -174,3 +174,13 @@ def end_in_words(ended: Mapping[str, Any]) -> str:
         return str(reason)
     words = describe_exit(code)
     return f"{words}: {reason}" if reason and reason != words else words
+
+
+def link_logs(run: Path, link: int) -> Path:
+    """Return the folder of what a link prints."""
+    return run / LOGS / f"link_{link}"
+
+
+def rank_files(run: Path, link: int) -> Path:
+    """Return the folder in which the ranks of a link tell where they are and why they failed."""
+    return link_logs(run, link) / "ranks"

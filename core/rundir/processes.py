@@ -1,18 +1,20 @@
-"""Processes of this host: whether one still lives, and what this one and its loader workers hold in memory."""
+"""Processes of this host: whether one still lives, who asked this one to stop, and what it holds in memory."""
 
 import contextlib
 import os
+import signal
 import socket
 import threading
 from collections.abc import Mapping
 from datetime import datetime
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any
 
 import psutil
 
 GIB = 2**30
 SAMPLE_EVERY_S = 5.0  # a sample takes about 10 ms a GiB
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 
 def find_process(pid: int, *, started: float) -> psutil.Process | None:
@@ -47,6 +49,25 @@ def _living(pid: int) -> psutil.Process | None:
         return None if process.status() == psutil.STATUS_ZOMBIE else process
     except psutil.NoSuchProcess:
         return None
+
+
+class StopRequests:
+    """A count of the Ctrl-C (or TERM, HUP, USR1) that a process gets while this context lasts, instead of dying."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopRequests":
+        self._before = {number: signal.signal(number, self._note) for number in STOPS}
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.count += 1
 
 
 def memory_gib() -> float:

@@ -1,5 +1,9 @@
-"""Files that a reader sees whole or not at all, and JSONL files that grow by whole lines. Standard library only."""
+"""Files that a reader sees whole or not at all, JSONL files that grow by whole lines, and locks between writers.
 
+Standard library only.
+"""
+
+import fcntl
 import json
 import os
 import secrets
@@ -64,18 +68,39 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
+@contextmanager
+def locked(path: Path, *, waits: bool = True) -> Iterator[bool]:
+    """Hold a lock file against all processes that share it, on any node, while the context lasts.
+
+    Yields whether it is held: False where another process has it and `waits` is not set.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
+            is_held = True
+        except BlockingIOError:
+            is_held = False
+        yield is_held
+    finally:
+        os.close(descriptor)
+
+
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Append one JSON object as one line, in one write, so that two writers cannot mix their lines.
+    """Append one JSON object as one line."""
+    append_line(path, json.dumps(record, allow_nan=False))
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line in one write, so that two writers cannot mix their lines.
 
     A last line torn by a kill or a full disk is ended first, so that it costs no record but its own.
     """
-    line = json.dumps(record, allow_nan=False) + "\n"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         size = os.fstat(descriptor).st_size
-        if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            line = "\n" + line
-        os.write(descriptor, line.encode())
+        before = "\n" if size and os.pread(descriptor, 1, size - 1) != b"\n" else ""
+        os.write(descriptor, f"{before}{line}\n".encode())
     finally:
         os.close(descriptor)
 

@@ -1,6 +1,5 @@
 """A chain: the consecutive links of one run, queued on SLURM or done one after another on this machine."""
 
-import fcntl
 import os
 import sys
 from collections.abc import Iterator
@@ -10,12 +9,13 @@ from pathlib import Path
 from core.rundir.exit_codes import ExitCode
 from core.rundir.files import FAILED, LAUNCHER_LOCK, LOGS, STOP
 from core.rundir.ledger import newest_step, next_number, read_links, record_link
+from core.rundir.processes import StopRequests
 from core.rundir.repository import code_version
-from core.rundir.whole_files import write_whole
+from core.rundir.whole_files import locked, write_whole
 from launchers.chain.stop_rule import LinkOutcome, reason_to_stop
 from launchers.chain.submission import LaunchedRun, local_tasks, submit_to_slurm
 from launchers.here.environment import ROOT
-from launchers.here.local_link import DebugLink, LocalLink, StopRequests
+from launchers.here.local_link import DebugLink, LocalLink
 from launchers.runs import LaunchError
 from launchers.show.results import print_results
 from launchers.slurm.commands import SlurmError
@@ -72,18 +72,11 @@ def queue_on_slurm(
 def lock_run(directory: Path) -> Iterator[None]:
     """Keep other launchers from working on a run, or queueing links of it. LaunchError if there is one already."""
     (directory / LOGS).mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory / LOGS / LAUNCHER_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LaunchError(
-                f"another launcher is at work on this run; see it with: ./launch.sh logs {directory.name} -f",
-                exit_code=ExitCode.LEASE,
-            ) from None
+    with locked(directory / LOGS / LAUNCHER_LOCK, waits=False) as is_held:
+        if not is_held:
+            words = f"another launcher is at work on this run; see it with: ./launch.sh logs {directory.name} -f"
+            raise LaunchError(words, exit_code=ExitCode.LEASE)
         yield
-    finally:
-        os.close(descriptor)
 
 
 def print_commands(name: str) -> None:

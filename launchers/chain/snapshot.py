@@ -7,7 +7,6 @@ Equal copies of one person are one copy. A link starts in it, so relative paths 
 copy that no run's ledger names goes with the first launch that finds it a day old.
 """
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -15,13 +14,12 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from core.rundir.files import LEDGER
 from core.rundir.repository import ask_git
-from core.rundir.whole_files import fsync_directory
+from core.rundir.whole_files import fsync_directory, locked
 
 FOLDER = ".code"
 LOCK = ".lock-"  # and the user: where a folder of runs is shared, everyone has copies of their own
@@ -62,7 +60,7 @@ def take_snapshot(checkout: Path, runs: Path, *, is_dry: bool = False) -> Snapsh
     root = runs / FOLDER / digest.hexdigest()[:12]
     if not is_dry:
         root.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(root.parent):
+        with locked(root.parent / f"{LOCK}{os.geteuid()}"):  # one launcher at a time takes a copy or removes some
             if root.exists():
                 os.utime(root)
             else:
@@ -71,17 +69,6 @@ def take_snapshot(checkout: Path, runs: Path, *, is_dry: bool = False) -> Snapsh
         for path in unused:
             shutil.rmtree(path, ignore_errors=True)  # links in it are removed, not followed
     return Snapshot(root, contents.new)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Let one launcher at a time take a copy or remove some."""
-    descriptor = os.open(folder / f"{LOCK}{os.geteuid()}", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _put_away_unused(runs: Path) -> list[Path]:

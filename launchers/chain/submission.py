@@ -19,7 +19,8 @@ from submitit.local.local import LocalExecutor, LocalJob
 from submitit.slurm.slurm import SlurmExecutor, SlurmJob, _make_sbatch_string
 
 from core.rundir.environment import ENV_GATE, ENV_LINK, ENV_LINK_SEED, ENV_LOCAL_TASKS, ENV_RUNS
-from core.rundir.files import LOGS, link_logs
+from core.rundir.files import LOGS
+from core.rundir.ledger import link_logs
 from launchers.chain.seeds import link_seed
 from launchers.here.environment import ROOT
 from launchers.here.machine import num_cores, visible_gpus

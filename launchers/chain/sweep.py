@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from core.rundir.exit_codes import ExitCode
-from core.rundir.files import LOGS, link_logs
+from core.rundir.files import LOGS
+from core.rundir.ledger import link_logs
 from launchers.chain.chain import lock_run, record_submission
 from launchers.chain.launch import (
     PreparedLaunch,

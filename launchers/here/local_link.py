@@ -6,39 +6,17 @@ import signal
 import socket
 import time
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any
 
 from core.rundir.exit_codes import ExitCode, describe_exit
 from core.rundir.lease import find_holder
 from core.rundir.ledger import newest_step, read_links, record_link
-from core.rundir.processes import find_writer, session_members
+from core.rundir.processes import StopRequests, find_writer, session_members
 from launchers.chain.stop_rule import LinkOutcome
 from launchers.chain.submission import LaunchedRun, debug_here, start_here
 from launchers.show.log_tail import LogTail
 
 POLL_S = 0.2
 LARGEST_MARGIN_S = 60.0
-STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
-class StopRequests:
-    """A count of the Ctrl-C (or TERM, or HUP) that the launcher gets, instead of dying of them."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequests":
-        self._before = {number: signal.signal(number, self._note) for number in STOPS}
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.count += 1
 
 
 class LocalLink:

@@ -18,6 +18,7 @@ WORDS: Mapping[str, Sequence[str]] = {
     "extend": ("RUN", "-n", "--cluster", "--live"),
     "compare": ("RUN", "SWEEP", "--picture", "--json"),
     "sweep": ("FILE", "-n", "--seed", "--run", "--cluster", "--after", "--live", "--keep-queued", "--dry-run"),
+    "bench": ("ab", "sweep", "both", "summarize", "diagnose", "--config", "--check"),
     "preflight": ("FILE", "--here", "--wait"),
     "completion": ("bash", "zsh"),
 }

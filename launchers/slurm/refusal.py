@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.rundir.files import LAUNCHER_LOCK, LEDGER, LOGS, link_logs
-from core.rundir.ledger import record_link
+from core.rundir.files import LAUNCHER_LOCK, LEDGER, LOGS
+from core.rundir.ledger import link_logs, record_link
 from launchers.slurm.commands import SlurmError, cancel_jobs
 
 Queued = tuple[int, str]  # link, job

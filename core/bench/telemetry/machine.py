@@ -8,8 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 SMI_TIMEOUT_S = 20.0
-QUERY = ("name", "compute_cap", "uuid", "power.limit", "pcie.link.gen.current", "driver_version")
-COLUMNS = ("gpu_name", "gpu_cc", "gpu_uuid_list", "gpu_power_limit_w", "pcie_gen", "driver_version")  # of the manifest
+PORTS_TRIED = 500
+# A column of the manifest, and what nvidia-smi calls it.
+QUERY: Mapping[str, str] = {
+    "gpu_name": "name",
+    "gpu_cc": "compute_cap",
+    "gpu_uuid_list": "uuid",
+    "gpu_power_limit_w": "power.limit",
+    "pcie_gen": "pcie.link.gen.current",
+    "driver_version": "driver_version",
+}
 
 
 @dataclass(frozen=True)
@@ -20,30 +28,31 @@ class Gpus:
 
     @classmethod
     def seen(cls) -> "Gpus":
-        return cls(ask_nvidia_smi(QUERY) or [])
+        """Return those of this machine."""
+        return cls(ask_nvidia_smi(tuple(QUERY.values())) or [])
 
     @classmethod
     def of_row(cls, row: Mapping[str, str]) -> "Gpus":
-        """The first GPU that a run of the manifest had."""
-        return cls([[row[column] for column in COLUMNS]] if row["gpu_cc"] else [])
+        """Return the first GPU that a run of the manifest had."""
+        return cls([[row[column] for column in QUERY]] if row["gpu_cc"] else [])
 
     @property
     def precision(self) -> str:
-        """bf16 where all GPUs compute in it, fp16 on older ones, fp32 on a CPU."""
+        """The precision to compute in: bf16 where all GPUs have it, fp16 on older ones, fp32 on a CPU."""
         if not self.rows:
             return "fp32"
         return "bf16" if all(float(row[1]) >= 8.0 for row in self.rows) else "fp16"
 
     def facts(self) -> dict[str, str]:
-        """Of the manifest: of the first GPU, and the identities of all."""
+        """Return the columns of the manifest: those of the first GPU, and the identities of all."""
         if not self.rows:
-            return dict.fromkeys(COLUMNS, "")
-        found = dict(zip(COLUMNS, self.rows[0], strict=True))
+            return dict.fromkeys(QUERY, "")
+        found = dict(zip(QUERY, self.rows[0], strict=True))
         return found | {"gpu_uuid_list": ";".join(row[2] for row in self.rows)}
 
 
 def ask_nvidia_smi(fields: Sequence[str]) -> list[list[str]] | None:
-    """A row a GPU that CUDA_VISIBLE_DEVICES leaves visible; None where nvidia-smi is missing, fails or hangs."""
+    """Return a row a GPU that CUDA_VISIBLE_DEVICES leaves visible; None where nvidia-smi is missing, fails or hangs."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if shutil.which("nvidia-smi") is None or (visible is not None and visible.strip() in ("", "-1")):
         return None
@@ -51,18 +60,16 @@ def ask_nvidia_smi(fields: Sequence[str]) -> list[list[str]] | None:
     if visible is not None:
         command.append(f"--id={visible}")
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=SMI_TIMEOUT_S)
-    except (OSError, subprocess.TimeoutExpired):
+        run = subprocess.run(command, capture_output=True, text=True, timeout=SMI_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError):
         return None
-    if run.returncode != 0:
-        return None
-    rows = [[cell.strip() for cell in line.split(",")] for line in run.stdout.splitlines() if line.strip()]
+    rows = [[cell.strip() for cell in line.split(",")] for line in run.stdout.splitlines()]
     return [row for row in rows if len(row) == len(fields)]
 
 
-def free_port(base: int, *, attempts: int = 500) -> int:
-    """The first port from `base` on that nobody listens on. ValueError if there is none near."""
-    for port in range(base, base + attempts):
+def free_port(base: int) -> int:
+    """Return the first port from `base` on that nobody listens on. ValueError if there is none near."""
+    for port in range(base, base + PORTS_TRIED):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -70,4 +77,4 @@ def free_port(base: int, *, attempts: int = 500) -> int:
             except OSError:
                 continue
             return port
-    raise ValueError(f"launch.master_port_base={base}: none of the {attempts} ports from there on is free")
+    raise ValueError(f"launch.master_port_base={base}: none of the {PORTS_TRIED} ports from there on is free")

@@ -10,11 +10,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import psutil
 
+from core.bench.settings import TelemetryConfig
 from core.bench.telemetry.machine import ask_nvidia_smi
 from core.rundir.ledger import read_events
 
@@ -41,86 +44,81 @@ HOST_COLUMNS = tuple(
     "timestamp epoch_sec load1 load5 load15 cpu_user_pct cpu_system_pct cpu_idle_pct mem_total_kib mem_available_kib "
     "mem_used_kib swap_total_kib swap_free_kib rss_kib".split()
 )
+Rows = Sequence[Sequence[str]]
 
 
-class Sampler:
-    """A context in which `rows` is asked every `every_s` seconds, and what it gives is appended to a table."""
+@contextmanager
+def recorded(run_dir: Path, config: TelemetryConfig, *, pid: int) -> Iterator[None]:
+    """Write both tables of a run, whose launched process is `pid`, while the context lasts."""
+    psutil.cpu_times_percent()  # the first answer is of no interval
+    host = partial(sample_host, pid, run_dir)
+    gpu_every_s, host_every_s = config.gpu_every_s if config.gpu else None, config.host_every_s if config.host else None
+    with (
+        sampled(run_dir / GPU, GPU_COLUMNS, sample_gpus, every_s=gpu_every_s),
+        sampled(run_dir / HOST, HOST_COLUMNS, host, every_s=host_every_s),
+    ):
+        yield
 
-    columns: tuple[str, ...]
 
-    def __init__(self, path: Path, *, every_s: float, is_on: bool) -> None:
-        self._path, self._every_s, self._is_on = path, every_s, is_on
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._sample, name=path.stem, daemon=True)
+@contextmanager
+def sampled(
+    path: Path, columns: Sequence[str], sample: Callable[[], Rows | None], *, every_s: float | None
+) -> Iterator[None]:
+    """Append what `sample` returns, behind the time, to a table while the context lasts, until it returns None.
 
-    def __enter__(self) -> "Sampler":
-        with contextlib.suppress(OSError):
-            self._append([self.columns])
-        if self._is_on:
-            self._thread.start()
-        return self
+    `every_s` None writes the header alone.
+    """
+    ended = threading.Event()
 
-    def __exit__(self, *details: object) -> None:
-        self._ended.set()
-        if self._is_on:
-            self._thread.join()
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """One sample; without the columns for the time."""
-        raise NotImplementedError
-
-    def _sample(self) -> None:
-        while not self._ended.is_set():
-            try:
-                now = time.time()
-                stamp = (time.strftime("%FT%TZ", time.gmtime(now)), f"{now:.3f}")
-                self._append([(*stamp, *row) for row in self.rows()])
-            except (OSError, ValueError, psutil.Error) as error:
-                logger.warning("no sample for %s: %s", self._path.name, error)
-            self._ended.wait(self._every_s)
-
-    def _append(self, rows: list[tuple[str, ...]]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
+    def append(rows: Rows) -> None:
+        with path.open("a", encoding="utf-8") as file:
             file.write("".join(f"{','.join(row)}\n" for row in rows))
 
+    def work() -> None:
+        rows: Rows | None = ()
+        while rows is not None and not ended.is_set():
+            try:
+                now = time.time()
+                rows = sample()
+                append([(time.strftime("%FT%TZ", time.gmtime(now)), f"{now:.3f}", *row) for row in rows or ()])
+            except (OSError, ValueError, psutil.Error) as error:
+                logger.warning("no sample for %s: %s", path.name, error)
+            ended.wait(every_s)
 
-class GpuSampler(Sampler):
-    """A row a GPU."""
+    with contextlib.suppress(OSError):
+        append([columns])
+    thread = threading.Thread(target=work, name=path.stem, daemon=True)
+    if every_s is not None:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        if every_s is not None:
+            thread.join()
 
-    columns = GPU_COLUMNS
 
-    def rows(self) -> list[tuple[str, ...]]:
-        found = ask_nvidia_smi(tuple(GPU_QUERY.values()))
-        if found is None:  # there is none, or no driver: it will not come back
-            self._ended.set()
-        return [tuple(cell.replace(",", " ") for cell in row) for row in found or []]
+def sample_gpus() -> Rows | None:
+    """Return a row a GPU; None where there is none, or no driver: it will not come back."""
+    found = ask_nvidia_smi(tuple(GPU_QUERY.values()))
+    return None if found is None else [[cell.replace(",", " ") for cell in row] for row in found]
 
 
-class HostSampler(Sampler):
-    """Load and memory of this host, and what the run's processes on it hold."""
-
-    columns = HOST_COLUMNS
-
-    def __init__(self, path: Path, *, every_s: float, is_on: bool, pid: int, run_dir: Path) -> None:
-        super().__init__(path, every_s=every_s, is_on=is_on)
-        self._pid, self._run_dir = pid, run_dir
-        psutil.cpu_times_percent()  # the first answer is of no interval
-
-    def rows(self) -> list[tuple[str, ...]]:
-        cpu, memory, swap = psutil.cpu_times_percent(), psutil.virtual_memory(), psutil.swap_memory()
-        rss = sum(_rss_bytes(process) for process in run_processes(self._pid, self._run_dir))
-        sizes = (memory.total, memory.available, memory.used, swap.total, swap.free, rss)
-        return [
-            (
-                *(f"{load:.2f}" for load in os.getloadavg()),
-                *(f"{percent:.1f}" for percent in (cpu.user, cpu.system, cpu.idle)),
-                *(str(size // 1024) for size in sizes),
-            )
-        ]
+def sample_host(pid: int, run_dir: Path) -> Rows:
+    """Return load and memory of this host, and what the run's processes on it hold."""
+    cpu, memory, swap = psutil.cpu_times_percent(), psutil.virtual_memory(), psutil.swap_memory()
+    rss = 0
+    for process in run_processes(pid, run_dir):
+        with contextlib.suppress(psutil.Error):  # it has ended
+            rss += process.memory_info().rss
+    sizes = (memory.total, memory.available, memory.used, swap.total, swap.free, rss)
+    loads = [f"{load:.2f}" for load in os.getloadavg()]
+    percents = [f"{percent:.1f}" for percent in (cpu.user, cpu.system, cpu.idle)]
+    return [[*loads, *percents, *(str(size // 1024) for size in sizes)]]
 
 
 def run_processes(pid: int, run_dir: Path) -> list[psutil.Process]:
-    """The launched process and all below it, and the ranks that srun has started here, which are not below it."""
+    """Return the launched process and all below it, and the ranks that srun has started here, which are not below."""
     found = {process.pid: process for process in _tree(pid)}
     started = [event for event in read_events(run_dir) if event["event"] == "started"]
     if started and started[-1].get("host") == socket.gethostname() and started[-1]["pid"] not in found:
@@ -130,23 +128,8 @@ def run_processes(pid: int, run_dir: Path) -> list[psutil.Process]:
     return list(found.values())
 
 
-def _tree(pid: int) -> Iterator[psutil.Process]:
+def _tree(pid: int) -> list[psutil.Process]:
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
-        yield process
-        yield from process.children(recursive=True)
-
-
-def _rss_bytes(process: psutil.Process) -> int:
-    try:
-        return int(process.memory_info().rss)
-    except psutil.Error:  # it has ended
-        return 0
-
-
-def num_rows(path: Path) -> int:
-    """Samples in a table."""
-    if not path.exists():
-        return 0
-    with path.open("rb") as file:
-        return max(0, sum(1 for _ in file) - 1)
+        return [process, *process.children(recursive=True)]
+    return []

@@ -101,7 +101,7 @@ def test_finished_runs_are_not_repeated(bench: Bench) -> None:
     assert {path: path.stat().st_mtime_ns for path in bench.suite.glob("runs/*/*/*")} == before
     assert len(read_rows(bench.suite)) == 2
     assert [row["status"] for row in read_rows(bench.suite)] == ["ok", "ok"]
-    assert len(read_table(bench.suite / SKIPPED, separator="\t")) == 2
+    assert len(read_table(bench.suite / SKIPPED)) == 2
     bench.run("resume=false")
     assert set(bench.attempts().values()) == {2}, "unless asked to"
 
@@ -168,7 +168,7 @@ def test_stop_on_error_leaves_the_rest_out_until_the_next_time(bench: Bench) -> 
     bench.settings |= {"ab": {"bad": {"overrides": ["stub.crash_at=1"]}, "old_like": GOOD}, "stop_on_error": True}
     bench.run(code=1)
     assert bench.attempts() == {"ab-bad-r1": 1}
-    (skipped,) = read_table(bench.suite / SKIPPED, separator="\t")
+    (skipped,) = read_table(bench.suite / SKIPPED)
     assert skipped["group"] == "old_like" and "ab-bad-r1 failed" in skipped["reason"]
     bench.settings["stop_on_error"] = False
     bench.run(code=1)
@@ -189,9 +189,7 @@ def test_ctrl_c_ends_the_run_and_writes_what_there_is(bench: Bench) -> None:
     content = read_json(bench.suite / "summary.json")
     assert content["is_partial"] and content["runs_planned"] == 4 and content["best_group"] == "old_like"
     assert "**unfinished**" in (bench.suite / "summary.md").read_text()
-    assert [s["reason"] for s in read_table(bench.suite / SKIPPED, separator="\t")] == [
-        "interrupted before it began"
-    ] * 2
+    assert [s["reason"] for s in read_table(bench.suite / SKIPPED)] == ["interrupted before it began"] * 2
 
     (bench.folder / "bench.yaml").unlink()
     bench.settings["watch"] |= {"run_timeout_s": 3.0}
@@ -258,7 +256,7 @@ def test_a_manifest_that_cannot_be_written_loses_no_row(bench: Bench) -> None:
     assert {row["status"] for row in read_rows(bench.suite)} == {"ok"}, "read from where they are"
     (bench.suite / MANIFEST).rmdir()
     summarize(bench.suite)
-    table = read_table(bench.suite / MANIFEST, separator="\t")
+    table = read_table(bench.suite / MANIFEST)
     assert [row["group"] for row in table] == ["old_like", "tuned"]
     assert not list(bench.suite.glob("runs/*/*/*.fallback.tsv"))
     bench.run()

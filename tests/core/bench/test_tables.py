@@ -27,7 +27,7 @@ from core.bench.telemetry.leaks import (
     FLAT,
     LEAK,
     TOO_SHORT,
-    Finding,
+    LeakFinding,
     leaking,
     not_judged,
 )
@@ -145,6 +145,10 @@ def test_numerics_follow_the_gpu(tmp_path: Path) -> None:
     assert choices(config, other.variant, Gpus([]))[-1] == "optim.lr=1"
     measured = overrides(config, one.variant, Gpus([]))
     assert measured[:2] == ["train.max_steps=500", "train.timing.window=100"]
+    assert "optim.schedule.warmup_steps=500" in measured
+    (tmp_path / "told.yaml").write_text("optim: {schedule: {total_steps: 9000, warmup_steps: 1000}}\n")
+    told = read(tmp_path, config=str(tmp_path / "told.yaml"), ab={"a": {}, "b": {}})
+    measured = overrides(told, planned_runs(told, "ab")[0].variant, Gpus([]))
     assert "optim.schedule.total_steps=500" in measured and "optim.schedule.warmup_steps=500" in measured
 
 
@@ -173,9 +177,9 @@ def test_settings_survive_their_file(tmp_path: Path) -> None:
 
 def test_a_table_holds_what_it_was_given(tmp_path: Path) -> None:
     rows = [{"a": 'say "x", y', "b": 1.5}, {"a": "two\nlines\tand a tab", "b": None}]
-    for name, separator in (("t.csv", ","), ("t.tsv", "\t")):
-        write_table(tmp_path / name, ["a", "b"], rows, separator=separator)
-        found = read_table(tmp_path / name, separator=separator)
+    for name in ("t.csv", "t.tsv"):
+        write_table(tmp_path / name, ["a", "b"], rows)
+        found = read_table(tmp_path / name)
         assert found == [{"a": 'say "x", y', "b": "1.5"}, {"a": "two lines and a tab", "b": ""}]
 
 
@@ -225,8 +229,8 @@ def test_figures_of_a_run_are_of_its_tail(tmp_path: Path) -> None:
 
 
 def test_the_page_says_what_could_not_be_judged() -> None:
-    def found(series: str, verdict: str) -> Finding:
-        return Finding(series, verdict, 9, 1.0, 0.0, 0.0, 0.0, "rises")
+    def found(series: str, verdict: str) -> LeakFinding:
+        return LeakFinding(series, verdict, 9, 1.0, 0.0, 0.0, 0.0, "rises")
 
     findings = {
         "short": [found("host memory", TOO_SHORT), found("iteration", TOO_SHORT)],
@@ -242,7 +246,7 @@ def test_the_page_says_what_could_not_be_judged() -> None:
         content = dict.fromkeys(("suite", "time", "is_partial", "runs_planned"), "") | {"runs_by_status": {}}
         content |= {"groups": [], "ranking": [], "leaks": leaks}  # type: ignore[dict-item]
         content |= {"leaks_judged": judged, "leaks_not_judged": unknown}  # type: ignore[dict-item]
-        text = page(content, [], [], [], picture=None, manifest=MANIFEST)
+        text = page(content, [], [], [], picture=None)
         return [line for line in text.split("## Leaks")[1].split("Every column")[0].splitlines() if line]
 
     listed = ["Not judged:", *(f"- {one}" for one in unknown)]

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +12,16 @@ import pytest
 
 from core.bench.manifest import read_table, write_table
 from core.bench.settings import LeakConfig
-from core.bench.telemetry.leaks import FLAT, LEAK, TOO_SHORT, Finding, diagnose
+from core.bench.telemetry.leaks import FLAT, LEAK, TOO_SHORT, LeakFinding, diagnose
 from core.bench.telemetry.machine import Gpus, free_port
 from core.bench.telemetry.recorder import (
     GPU,
     GPU_COLUMNS,
     HOST,
     HOST_COLUMNS,
-    GpuSampler,
-    HostSampler,
-    num_rows,
+    sample_gpus,
+    sample_host,
+    sampled,
 )
 from core.rundir.files import METRICS
 from core.rundir.whole_files import append_record
@@ -52,8 +53,8 @@ def write_smi(tools: Path, text: str = SMI) -> None:
 def test_a_gpu_is_sampled(tools: Path, tmp_path: Path) -> None:
     write_smi(tools)
     began = time.time()
-    with GpuSampler(tmp_path / GPU, every_s=0.05, is_on=True):
-        while num_rows(tmp_path / GPU) < 3:
+    with sampled(tmp_path / GPU, GPU_COLUMNS, sample_gpus, every_s=0.05):
+        while len(read_table(tmp_path / GPU)) < 3:
             assert time.time() < began + 60
             time.sleep(0.02)
     row = read_table(tmp_path / GPU)[0]
@@ -67,10 +68,10 @@ def test_a_gpu_is_sampled(tools: Path, tmp_path: Path) -> None:
 def test_without_a_gpu_there_is_a_header(smi: str | None, tools: Path, tmp_path: Path) -> None:
     if smi is not None:
         write_smi(tools, smi)
-    with GpuSampler(tmp_path / GPU, every_s=0.05, is_on=True):
+    with sampled(tmp_path / GPU, GPU_COLUMNS, sample_gpus, every_s=0.05):
         time.sleep(0.2)
     assert (tmp_path / GPU).read_text().rstrip("\n").split(",") == list(GPU_COLUMNS)
-    assert num_rows(tmp_path / GPU) == 0 and Gpus.seen().facts()["gpu_name"] == ""
+    assert len(read_table(tmp_path / GPU)) == 0 and Gpus.seen().facts()["gpu_name"] == ""
 
 
 def test_no_gpu_is_asked_where_none_is_visible(tools: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,8 +86,8 @@ def test_the_host_and_all_processes_of_the_run_are_sampled(tmp_path: Path) -> No
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {hold!r}])"
     process = subprocess.Popen([sys.executable, "-c", child], start_new_session=True)
     try:
-        sampler = HostSampler(tmp_path / HOST, every_s=0.1, is_on=True, pid=process.pid, run_dir=tmp_path)
-        with sampler:
+        sample = partial(sample_host, process.pid, tmp_path)
+        with sampled(tmp_path / HOST, HOST_COLUMNS, sample, every_s=0.1):
             deadline = time.monotonic() + 60
             while not any(int(row["rss_kib"]) > 200 * 1024 for row in read_table(tmp_path / HOST)):
                 assert time.monotonic() < deadline
@@ -127,7 +128,7 @@ def trace(folder: Path, *, mib_per_min: float, seed: int, on: str, minutes: floa
         write_table(folder / HOST, HOST_COLUMNS, rows)
 
 
-def the_only(findings: list[Finding]) -> Finding:
+def the_only(findings: list[LeakFinding]) -> LeakFinding:
     (finding,) = findings
     return finding
 
