@@ -23,12 +23,10 @@ NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 # Of a layer that is checked, and of one whose gradients are checked too: larger ones take long in float64.
 MOST_WEIGHTS, MOST_WEIGHTS_WITH_GRADIENTS = 2**25, 2**20
 NUM_ROWS, NUM_FRAMES = 2, 21
-ADVICE = {
-    (
-        "cpu",
-        torch.float32,
-    ): "export ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default, or take another build of torch",
-    ("cpu", torch.bfloat16): "export ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 (no AMX), or set parallel.precision=fp32",
+ANOTHER_BUILD = "take another build of torch"
+ON_CPU = {
+    torch.float32: f"export ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=default, or {ANOTHER_BUILD}",
+    torch.bfloat16: "export ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 (no AMX), or set parallel.precision=fp32",
 }
 
 
@@ -62,9 +60,8 @@ def faults(kernels: Iterable[Kernel], *, dtypes: Sequence[torch.dtype], device: 
             if dtype not in wrong and not error <= most * largest:  # NaN is wrong too
                 wrong.add(dtype)
                 words = f"{kernel.name} in {NAMES[dtype]} is wrong: its {what} by {error:.2g} of {largest:.2g}"
-                found.append(
-                    Fault(words, NAMES[dtype], ADVICE.get((device_type, dtype), "take another build of torch"))
-                )
+                advice = ON_CPU[dtype] if device_type == "cpu" else ANOTHER_BUILD
+                found.append(Fault(words, NAMES[dtype], advice))
     return found
 
 
@@ -73,12 +70,11 @@ def check_model(model: nn.Module, ranks: Ranks) -> None:
     wrong = faults([*kernels_of(model.modules()), *functions()], dtypes=[torch.bfloat16], device="cpu")
     everywhere = ranks.gather([f"on {socket.gethostname()} {fault.words}" for fault in wrong])
     if told := sorted({words for one in everywhere for words in one}):
-        advice = ADVICE["cpu", torch.bfloat16]
-        raise ValueError(f"parallel.precision=bf16 needs right kernels; {'; '.join(told)}; {advice}")
+        raise ValueError(f"parallel.precision=bf16 needs right kernels; {'; '.join(told)}; {ON_CPU[torch.bfloat16]}")
 
 
 def all_kernels() -> list[Kernel]:
-    """Return those of all recipes."""
+    """Return the kernels of all recipes."""
     return [*kernels_of(_recipes_layers()), *functions()]
 
 

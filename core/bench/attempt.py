@@ -9,13 +9,16 @@ Every attempt trains in a directory of its own, so no number of one gets among t
 was cut off: by a kill of the bench, or the loss of its node.
 """
 
+import contextlib
 import logging
 import os
 import re
+import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
@@ -26,13 +29,12 @@ import psutil
 from core.bench.settings import ROOT, BenchConfig, WatchConfig
 from core.bench.telemetry.heartbeat import Heartbeat
 from core.bench.telemetry.machine import free_port
-from core.bench.telemetry.processes import POLL_S, end_session, is_still_led, start_session
 from core.bench.telemetry.recorder import recorded
 from core.job.context import scrubbed_argv
 from core.rundir.environment import ENV_LINK, ENV_LINK_SEED, ENV_LOCAL_TASKS, ENV_RUNS, slurm_job
 from core.rundir.exit_codes import EXIT_WORDS, ExitCode
 from core.rundir.files import DONE
-from core.rundir.processes import StopRequests
+from core.rundir.processes import StopRequests, session_members
 from core.rundir.whole_files import read_json, write_json
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ OK, FAILED, TIMEOUT, STALLED, INTERRUPTED, LOST = "ok", "failed", "timeout", "st
 NAME = re.compile(r"attempt_(\d+)")
 # What belongs to the job that the bench itself runs in, and would be read by the training.
 FOREIGN = (ENV_LINK, ENV_LINK_SEED, ENV_LOCAL_TASKS, "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
+POLL_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -192,3 +195,39 @@ def _judged(code: int, *, stops: StopRequests) -> tuple[str, str]:
     if code == ExitCode.CONTINUE or (stops.count and code < 0):
         return INTERRUPTED, EXIT_WORDS[ExitCode.CONTINUE]
     return FAILED, f"killed by signal {-code}" if code < 0 else EXIT_WORDS.get(code, f"exit code {code}")
+
+
+def start_session(
+    command: Sequence[str], *, log: Path, environment: Mapping[str, str], folder: Path
+) -> "subprocess.Popen[bytes]":
+    """Start a process that leads a session of its own, so that Ctrl-C reaches only us; what it prints goes to `log`."""
+    with log.open("ab") as file:
+        return subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def end_session(leader: int, *, grace_s: float, stops: StopRequests | None = None) -> None:
+    """Ask all processes of a session to leave, and kill what is left of it after `grace_s`, or another request."""
+    requests = stops.count if stops else 0
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(leader, signal.SIGTERM)
+    deadline = time.monotonic() + grace_s
+    while found := session_members(leader):
+        if time.monotonic() > deadline or (stops and stops.count > requests):
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+        time.sleep(POLL_S / 2)
+
+
+def is_still_led(leader: int, *, created: float) -> bool:
+    """Tell whether a session is the one whose leader was born at `created`: a number is used again.
+
+    While a session has members its number is not; so without a leader its members are its own.
+    """
+    try:
+        return abs(psutil.Process(leader).create_time() - created) < 1.0
+    except psutil.NoSuchProcess:
+        return bool(session_members(leader))

@@ -148,7 +148,7 @@ def _write_best(
 
 
 def _draw(suite: Path, runs: Sequence[kpis.Figures], configs: Mapping[str, BenchConfig]) -> None:
-    from core.bench.picture import draw
+    from core.bench.page import draw
 
     with appears_whole(suite / PICTURE, mode=0o600) as file:
         file.write(draw(runs, total_steps={mode: config.max_steps for mode, config in configs.items()}))

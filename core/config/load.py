@@ -18,14 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from core.config.schema import Builder, ConfigError, section
-from core.config.yaml_source import (
-    COMMAND_LINE,
-    Entry,
-    Problem,
-    dump_yaml,
-    read_value,
-    read_yaml,
-)
+from core.config.yaml_source import COMMAND_LINE, Entry, Problem, dump_yaml, read_value, read_yaml
 from core.rundir.exit_codes import ExitCode
 
 __all__ = ["ConfigError", "diff", "load", "parse_args", "section", "to_dict", "to_yaml"]

@@ -5,12 +5,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from core.losses.masked_prediction import (
-    MaskedPredictionConfig,
-    frame_accuracies,
-    frames_to_predict,
-    prediction_loss,
-)
+from core.losses.masked_prediction import MaskedPredictionConfig, frame_accuracies, frames_to_predict, prediction_loss
 from core.losses.output import LossOutput, Metrics
 
 

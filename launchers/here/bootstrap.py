@@ -22,15 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launchers.here.environment import ROOT
-from launchers.here.installation import (
-    LOG,
-    PYTHON,
-    VENV,
-    BootstrapError,
-    progress,
-    run_pip,
-    say,
-)
+from launchers.here.installation import LOG, PYTHON, VENV, BootstrapError, progress, run_pip, say
 from launchers.here.machine import has_nvidia_gpu, slurm_offers_gpus
 
 MADE_BY_US = VENV / "baton-made"  # first file written: tells our .venv from a person's own

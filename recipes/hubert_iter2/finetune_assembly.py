@@ -6,8 +6,7 @@ from pathlib import Path
 from core.config.schema import section
 from core.distributed import Ranks
 from core.models.hubert.config import OF_PRETRAINING, HubertConfig, HubertEncoderConfig
-from core.models.hubert.model import HubertPretraining
-from core.models.hubert.recognizer import HubertCTC
+from core.models.hubert.model import HubertCTC, HubertPretraining
 from core.recognition.recognize import DecodeConfig
 from core.recognition.waveform_asr import WaveformAsrConfig
 from core.samplers.plan import PlanConfig

@@ -10,8 +10,7 @@ import torch
 from core.config.load import load
 from core.config.schema import ConfigError
 from core.models.hubert.config import OF_PRETRAINING, HubertConfig, hubert_config
-from core.models.hubert.model import HubertPretraining
-from core.models.hubert.recognizer import HubertCTC
+from core.models.hubert.model import HubertCTC, HubertPretraining
 from core.optim.optim import TriStage, learning_rate
 from core.optim.parameters import freeze, late_parameters
 from core.text.vocabulary import CharacterVocabulary

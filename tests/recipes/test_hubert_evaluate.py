@@ -10,7 +10,7 @@ import torch
 
 from core.config.load import load
 from core.data.index import ManifestIndex
-from core.models.hubert.recognizer import HubertCTC
+from core.models.hubert.model import HubertCTC
 from core.rundir.exit_codes import ExitCode
 from core.rundir.files import PREDICTIONS, SCORES
 from core.rundir.whole_files import read_json, read_records, write_json

@@ -15,14 +15,7 @@ import torch
 from torch import Tensor
 
 from core.models.hubert.model import HubertPretraining
-from core.models.hubert.names import (
-    as_conv1d,
-    import_state,
-    listed,
-    own_tensors,
-    places,
-    read_tensors,
-)
+from core.models.hubert.names import as_conv1d, import_state, listed, own_tensors, places, read_tensors
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from core.models.ctc import CTCOutput
 from core.models.hubert.config import HubertConfig, HubertEncoderConfig
 from core.models.hubert.encoder import FeatureProjection, HubertEncoder
 from core.models.hubert.frontend import ConvFrontEnd
@@ -177,3 +178,39 @@ class _ScaledGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return gradients[0] * ctx.scale, None
+
+
+class HubertCTC(nn.Module):
+    """The encoder, and a linear layer from its frames to blank and characters."""
+
+    def __init__(self, config: HubertEncoderConfig, *, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.hubert = Hubert(config)
+        self.head = nn.Linear(config.dim, vocab_size)
+
+    def forward(
+        self,
+        audio: Tensor,
+        num_samples: Tensor,
+        *,
+        is_masked: Tensor | None = None,
+        is_masked_channel: Tensor | None = None,
+        dropped_layers: Collection[int] = (),
+    ) -> CTCOutput:
+        """Map audio (B, S) and num_samples (B,) to logits (B, T, V) and lengths (B,).
+
+        `is_masked` (B, T), `is_masked_channel` (B, D), `dropped_layers`: see Hubert.
+        """
+        frames = self.hubert(
+            audio,
+            num_samples,
+            is_masked=is_masked,
+            is_masked_channel=is_masked_channel,
+            dropped_layers=dropped_layers,
+        )
+        return CTCOutput(self.head(frames.hidden), frames.lengths, [])
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the modules to checkpoint, compile and shard one by one."""
+        return self.hubert.blocks()

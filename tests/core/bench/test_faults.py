@@ -13,15 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from core.bench.manifest import (
-    COLUMNS,
-    MANIFEST,
-    SKIPPED,
-    Row,
-    latest_rows,
-    read_rows,
-    read_table,
-)
+from core.bench.manifest import COLUMNS, MANIFEST, SKIPPED, Row, latest_rows, read_rows, read_table
 from core.bench.summary import summarize
 from core.rundir.files import METRICS
 from core.rundir.processes import session_members

@@ -8,29 +8,14 @@ import yaml
 
 from core.bench import kpis, points
 from core.bench.attempt import Attempt, Ended
-from core.bench.manifest import (
-    COLUMNS,
-    MANIFEST,
-    append_row,
-    latest_rows,
-    read_rows,
-    read_table,
-    write_table,
-)
+from core.bench.manifest import COLUMNS, MANIFEST, append_row, latest_rows, read_rows, read_table, write_table
 from core.bench.page import page
 from core.bench.plan import choices, overrides, planned_runs
 from core.bench.row import row_of
 from core.bench.settings import BenchConfig
 from core.bench.suite import Suite
 from core.bench.telemetry import recorder as telemetry
-from core.bench.telemetry.leaks import (
-    FLAT,
-    LEAK,
-    TOO_SHORT,
-    LeakFinding,
-    leaking,
-    not_judged,
-)
+from core.bench.telemetry.leaks import FLAT, LEAK, TOO_SHORT, LeakFinding, leaking, not_judged
 from core.bench.telemetry.machine import Gpus
 from core.config.load import load, to_yaml
 from core.config.schema import ConfigError

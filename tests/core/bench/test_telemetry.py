@@ -14,15 +14,7 @@ from core.bench.manifest import read_table, write_table
 from core.bench.settings import LeakConfig
 from core.bench.telemetry.leaks import FLAT, LEAK, TOO_SHORT, LeakFinding, diagnose
 from core.bench.telemetry.machine import Gpus, free_port
-from core.bench.telemetry.recorder import (
-    GPU,
-    GPU_COLUMNS,
-    HOST,
-    HOST_COLUMNS,
-    sample_gpus,
-    sample_host,
-    sampled,
-)
+from core.bench.telemetry.recorder import GPU, GPU_COLUMNS, HOST, HOST_COLUMNS, sample_gpus, sample_host, sampled
 from core.rundir.files import METRICS
 from core.rundir.whole_files import append_record
 

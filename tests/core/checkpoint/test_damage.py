@@ -13,14 +13,7 @@ import pytest
 from core.background import in_background
 from core.checkpoint.store import CheckpointError
 from core.rundir.exit_codes import ExitCode
-from tests.core.checkpoint.checkpoints import (
-    TinyEngine,
-    flip,
-    names,
-    restored,
-    save_steps,
-    store,
-)
+from tests.core.checkpoint.checkpoints import TinyEngine, flip, names, restored, save_steps, store
 
 
 def swap(path: Path) -> None:

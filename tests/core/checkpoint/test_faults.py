@@ -13,14 +13,7 @@ import torch
 
 from core.checkpoint.store import StorageError
 from core.distributed import Ranks
-from tests.core.checkpoint.checkpoints import (
-    TinyEngine,
-    complete_steps,
-    names,
-    restored,
-    save_steps,
-    store,
-)
+from tests.core.checkpoint.checkpoints import TinyEngine, complete_steps, names, restored, save_steps, store
 from tests.ranks import run_on_ranks
 from tests.small_disk import small_disk
 

@@ -13,14 +13,7 @@ import torch
 from core.background import in_background
 from core.checkpoint.store import BestConfig, CheckpointConfig, CheckpointError
 from core.distributed import Ranks
-from tests.core.checkpoint.checkpoints import (
-    TinyEngine,
-    flip,
-    names,
-    restored,
-    save_steps,
-    store,
-)
+from tests.core.checkpoint.checkpoints import TinyEngine, flip, names, restored, save_steps, store
 from tests.ranks import run_on_ranks
 
 

@@ -13,14 +13,7 @@ from core.rundir.files import CHECKPOINTS, LEASE, LINEAGE
 from core.rundir.lease import Lease
 from core.rundir.ledger import newest_step
 from core.rundir.whole_files import write_json
-from tests.core.checkpoint.checkpoints import (
-    TinyEngine,
-    complete_steps,
-    names,
-    restored,
-    save_steps,
-    store,
-)
+from tests.core.checkpoint.checkpoints import TinyEngine, complete_steps, names, restored, save_steps, store
 
 
 class Halt:

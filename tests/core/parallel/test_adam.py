@@ -9,7 +9,7 @@ import torch
 
 from core.distributed import Ranks
 from core.optim.optim import OptimConfig
-from core.parallel.deepspeed import library as deepspeed_library
+from core.parallel.deepspeed import engine as deepspeed_engine
 from core.parallel.deepspeed.zero import ZeroConfig
 from tests.core.parallel.toy import toy
 from tests.ranks import run_on_ranks
@@ -30,11 +30,11 @@ def choose(ranks: Ranks, adam: str, failing: tuple[int, ...], log: logging.Handl
         return Fused(groups)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(deepspeed_library, "_build_adam", build)
+        patch.setattr(deepspeed_engine, "_build_adam", build)
         config = ZeroConfig(stage=2, adam=adam)  # type: ignore[arg-type]
         try:
             on_gpu = replace(ranks, device=torch.device("cuda"))
-            return type(deepspeed_library.zero_optimizer(toy(), OPTIM, config, ranks=on_gpu)).__name__
+            return type(deepspeed_engine.zero_optimizer(toy(), OPTIM, config, ranks=on_gpu)).__name__
         except ValueError as error:
             return str(error)
 
@@ -63,10 +63,10 @@ def test_a_machine_without_a_compiler_trains_with_torchs(
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))  # nothing that was built before
     on_gpu = Ranks(0, 0, 1, 0, 1, 0, 1, torch.device("cuda"))
     with caplog.at_level(logging.INFO):
-        found = deepspeed_library.zero_optimizer(toy(), OPTIM, ZeroConfig(stage=2), ranks=on_gpu)
+        found = deepspeed_engine.zero_optimizer(toy(), OPTIM, ZeroConfig(stage=2), ranks=on_gpu)
     assert type(found) is torch.optim.AdamW
     assert "parallel.zero.adam=auto: torch's, since DeepSpeed's cannot be built here (" in caplog.text
     with pytest.raises(
         ValueError, match=r"parallel\.zero\.adam=deepspeed cannot be built here \(.+\); use auto or torch"
     ):
-        deepspeed_library.zero_optimizer(toy(), OPTIM, ZeroConfig(stage=2, adam="deepspeed"), ranks=on_gpu)
+        deepspeed_engine.zero_optimizer(toy(), OPTIM, ZeroConfig(stage=2, adam="deepspeed"), ranks=on_gpu)

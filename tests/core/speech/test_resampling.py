@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from core.speech import audio
 from core.speech.audio import resample
 from tests.closeness import assert_close
 

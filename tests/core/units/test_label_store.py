@@ -11,14 +11,7 @@ import soundfile
 from lhotse import MonoCut, Recording
 
 from core.data.index import ManifestIndex, build_index, write_manifest
-from core.units.label_store import (
-    LabelCard,
-    LabelShards,
-    LabelStore,
-    manifest_fingerprint,
-    shard_rows,
-    write_store,
-)
+from core.units.label_store import LabelCard, LabelShards, LabelStore, manifest_fingerprint, shard_rows, write_store
 from recipes.hubert_iter1.label_text import (
     Utterances,
     export_labels,

@@ -15,12 +15,7 @@ from core.data.index import ManifestIndex, write_manifest
 from core.data.layer_drop import LayerDropStream
 from core.data.stream import LoaderConfig, TrainStream
 from core.distributed import Ranks, init
-from core.losses.masked_prediction import (
-    MaskedPredictionConfig,
-    frame_accuracies,
-    frames_to_predict,
-    prediction_loss,
-)
+from core.losses.masked_prediction import MaskedPredictionConfig, frame_accuracies, frames_to_predict, prediction_loss
 from core.models.hubert.config import HubertConfig
 from core.models.hubert.model import HubertPretraining
 from core.samplers.budget import Shapes

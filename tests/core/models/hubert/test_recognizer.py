@@ -13,7 +13,7 @@ from torchaudio.models.wav2vec2 import components
 from core.losses.ctc import ctc_loss
 from core.models.hubert.config import HubertConfig
 from core.models.hubert.flops import finetuning_flops
-from core.models.hubert.recognizer import HubertCTC
+from core.models.hubert.model import HubertCTC
 from tests.closeness import assert_close
 from tests.core.models.hubert.test_model import LARGE_KIND, examples, rival_of, seeded, small_config
 
