@@ -74,7 +74,6 @@ def check_model(model: nn.Module, ranks: Ranks) -> None:
 
 
 def all_kernels() -> list[Kernel]:
-    """Return the kernels of all recipes."""
     return [*kernels_of(_recipes_layers()), *functions()]
 
 
@@ -94,14 +93,15 @@ def functions() -> list[Kernel]:
         shapes = [(NUM_ROWS, num_heads, NUM_FRAMES, width)] * 3
         found.append(Kernel(f"attention of {num_heads} heads of {width}", _attention, shapes))
     found.append(Kernel("batched product of 24 x 48 and 48 x 32", torch.bmm, [(NUM_ROWS, 24, 48), (NUM_ROWS, 48, 32)]))
-    exact: list[tuple[str, Callable[..., Tensor], Sequence[tuple[int, ...]]]] = [
-        ("spectrum of 400 samples", _spectrum, [(NUM_ROWS, 98, 400)]),
-        ("convolution by FFT of 384", partial(_fft_convolution, size=384), [(NUM_ROWS, 32, 192), (32, 192)]),
-        ("mean over time by einsum", partial(torch.einsum, "bct,bt->bc"), [(NUM_ROWS, 512, 400), (NUM_ROWS, 400)]),
-        ("CTC of 500 classes", _ctc, [(NUM_FRAMES, NUM_ROWS, 500)]),
-        ("cross_entropy of 500 classes", _cross_entropy, [(64, 500)]),
+    exact, mean = partial(Kernel, in_bf16=False), partial(torch.einsum, "bct,bt->bc")
+    return [
+        *found,
+        exact("spectrum of 400 samples", _spectrum, [(NUM_ROWS, 98, 400)]),
+        exact("convolution by FFT of 384", partial(_fft_convolution, size=384), [(NUM_ROWS, 32, 192), (32, 192)]),
+        exact("mean over time by einsum", mean, [(NUM_ROWS, 512, 400), (NUM_ROWS, 400)]),
+        exact("CTC of 500 classes", _ctc, [(NUM_FRAMES, NUM_ROWS, 500)]),
+        exact("cross_entropy of 500 classes", _cross_entropy, [(64, 500)]),
     ]
-    return found + [Kernel(name, compute, shapes, in_bf16=False) for name, compute, shapes in exact]
 
 
 def _recipes_layers() -> Iterator[nn.Module]:

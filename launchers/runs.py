@@ -25,7 +25,6 @@ def valid_name(name: str) -> str:
 
 
 def existing_runs() -> list[Path]:
-    """Return the run directories, by name."""
     root = runs_root()
     if not root.is_dir():
         return []

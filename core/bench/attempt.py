@@ -67,7 +67,6 @@ class Attempt:
 
     @property
     def number(self) -> int:
-        """The K of its directory."""
         return int(self.directory.name.removeprefix("attempt_"))
 
     @property

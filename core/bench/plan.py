@@ -43,12 +43,10 @@ class PlannedRun:
 
     @property
     def name(self) -> str:
-        """The name of its directory."""
         return run_name(vars(self))
 
 
 def run_name(row: Mapping[str, Any]) -> str:
-    """Return the name of the run that a row of a table is of."""
     return f"{row['mode']}-{row['group']}-r{row['repeat']}"
 
 

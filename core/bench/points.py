@@ -21,7 +21,6 @@ Point = dict[str, Any]
 
 
 def train_records(run_dir: Path) -> list[dict[str, Any]]:
-    """Return the training records that count."""
     return [record for record in read_metrics(run_dir / METRICS) if record["phase"] == "train"]
 
 

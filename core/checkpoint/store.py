@@ -126,12 +126,10 @@ class CheckpointStore:
             self._write_metrics(step)
 
     def newest(self) -> Path | None:
-        """Return the newest complete checkpoint."""
         newest = files.newest_complete(self._directory)
         return None if newest is None else newest.directory
 
     def newest_step(self) -> int | None:
-        """Return the step of the newest complete checkpoint."""
         newest = files.newest_complete(self._directory)
         return None if newest is None else newest.step
 

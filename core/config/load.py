@@ -17,11 +17,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from core.config.schema import Builder, ConfigError, section
+from core.config.schema import Builder, ConfigError
 from core.config.yaml_source import COMMAND_LINE, Entry, Problem, dump_yaml, read_value, read_yaml
 from core.rundir.exit_codes import ExitCode
-
-__all__ = ["ConfigError", "diff", "load", "parse_args", "section", "to_dict", "to_yaml"]
 
 T = TypeVar("T")
 

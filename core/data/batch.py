@@ -47,7 +47,7 @@ class TensorFields:
 
 
 @dataclass(frozen=True)
-class Batch(TensorFields):
+class PaddedBatch(TensorFields):
     """Examples padded with zeros to the longest.
 
     `num_targets` is what the loss sum is divided by, counted here because collation knows what will count.
@@ -66,13 +66,13 @@ class Batch(TensorFields):
     unit: str = "s"
 
 
-def collate(samples: Sequence[Sample], *, bad: Sequence[BadSample] = (), dummy: Sample) -> Batch:
+def collate(samples: Sequence[Sample], *, bad: Sequence[BadSample] = (), dummy: Sample) -> PaddedBatch:
     """Pad examples into a batch; where none is left, `dummy` stands in and counts for nothing."""
     rows = list(samples) or [dummy]
     input_lengths = torch.tensor([len(row.inputs) for row in rows])  # (B,)
     target_lengths = torch.tensor([len(row.targets) for row in rows])  # (B,)
     longest_s = max((row.audio_s for row in samples), default=0.0)
-    return Batch(
+    return PaddedBatch(
         inputs=torch.nn.utils.rnn.pad_sequence([row.inputs for row in rows], batch_first=True),
         input_lengths=input_lengths,
         targets=torch.nn.utils.rnn.pad_sequence([row.targets for row in rows], batch_first=True),
@@ -89,7 +89,7 @@ MakeSample = Callable[[Reading, np.random.Generator | None], Sample]
 
 
 @dataclass(frozen=True)
-class SpeechDataset(torch.utils.data.Dataset[Batch]):
+class SpeechDataset(torch.utils.data.Dataset[PaddedBatch]):
     """`dataset[draws]` is the batch of one micro-batch of the plan.
 
     `make_sample(reading, rng)` turns one utterance into a Sample and may raise BadSample. Its randomness is keyed by
@@ -105,7 +105,7 @@ class SpeechDataset(torch.utils.data.Dataset[Batch]):
     segment: int = 0  # of the plan: the epochs of each begin at 0
     allowed_s: float | None = None
 
-    def __getitem__(self, draws: Sequence[Draw]) -> Batch:
+    def __getitem__(self, draws: Sequence[Draw]) -> PaddedBatch:
         samples: list[Sample] = []
         bad: list[BadSample] = []
         for source, epoch, row in draws:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from core.data.stream import Step, TrainStream
+from core.data.stream import BatchedStep, TrainStream
 from core.seeding import generator
 
 
@@ -28,7 +28,7 @@ class LayerDropStream:
     def describe(self) -> list[str]:
         return self.stream.describe()
 
-    def steps(self, position: Mapping[str, Any] | None = None) -> Iterator[Step]:
+    def steps(self, position: Mapping[str, Any] | None = None) -> Iterator[BatchedStep]:
         """As of the stream: a resumed run drops what it would have dropped."""
         for step in self.stream.steps(position):
             dropped = self.dropped(step.position["plan"])

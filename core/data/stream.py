@@ -42,7 +42,7 @@ class LoaderConfig:
 
 
 @dataclass(frozen=True)
-class Step:
+class BatchedStep:
     """One step of this rank: its micro-batches, and where the plan stands once they are trained on."""
 
     batches: list[Any]
@@ -69,7 +69,7 @@ class TrainStream:
     def describe(self) -> list[str]:
         return self._plan.statistics.describe()
 
-    def steps(self, position: Mapping[str, Any] | None = None) -> Iterator[Step]:
+    def steps(self, position: Mapping[str, Any] | None = None) -> Iterator[BatchedStep]:
         """From `position`, the one of the last step trained on; None: from the start.
 
         ValueError where the position belongs to other data, unless that is accepted.
@@ -100,7 +100,7 @@ class TrainStream:
             count, reached, epoch = after.popleft()
             rest = [next(batches) for _ in range(count - 1)]
             place = {"plan": reached._asdict(), "fingerprint": self._plan.fingerprint}
-            yield Step([first, *rest], place, epoch)
+            yield BatchedStep([first, *rest], place, epoch)
 
 
 def evaluation_batches(

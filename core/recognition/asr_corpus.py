@@ -38,7 +38,6 @@ def open_training_data(config: AsrConfig, *, ranks: Ranks) -> list[TrainingSourc
 
 
 def training_cuts(train: list[TrainingSource] | Shar) -> Sequence[Cuts]:
-    """Return where the training texts are."""
     return [train] if isinstance(train, Shar) else [source.manifest for source in train]
 
 

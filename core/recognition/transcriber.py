@@ -118,7 +118,6 @@ class Transcriber:
             yield text
 
     def _features(self, path: Path) -> Tensor:
-        """Return the features (1, T, F) of a file."""
         features = self.recognizer.hear(read_audio(path, sample_rate_hz=self.recognizer.features.sample_rate_hz))
         if features is None:
             raise AudioError(path, "is shorter than one feature frame")

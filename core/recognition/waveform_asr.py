@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from core.config.schema import section
-from core.data.batch import Batch, Sample, SpeechDataset
+from core.data.batch import PaddedBatch, Sample, SpeechDataset
 from core.data.index import ManifestIndex
 from core.data.reading import Reading
 from core.data.sources import TrainingSource, open_sources
@@ -57,7 +57,7 @@ class WaveformAsrConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskedWaveforms(Batch):
+class MaskedWaveforms(PaddedBatch):
     """A batch of waveforms (B, S). `dropped_layers`: see core/data/layer_drop.py."""
 
     is_masked: Tensor  # (B, T)

@@ -50,12 +50,10 @@ class LinkRecord:
 
     @property
     def seed(self) -> int | None:
-        """The seed of this link alone."""
         return self.submitted.get("seed", self.started.get("seed"))
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code of its processes."""
         return self.ended.get("exit_code")
 
     @property
@@ -104,7 +102,6 @@ class LinkAttempt:
 
 
 def read_links(run: Path) -> list[LinkRecord]:
-    """Return the links of a run in order."""
     return links_of(read_events(run))
 
 

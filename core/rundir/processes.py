@@ -33,7 +33,6 @@ def find_writer(event: Mapping[str, Any]) -> psutil.Process | None:
 
 
 def session_members(leader: int) -> list[int]:
-    """Return the living processes of a session."""
     found = []
     for pid in psutil.pids():
         with contextlib.suppress(OSError):  # ended meanwhile

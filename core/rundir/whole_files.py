@@ -64,7 +64,6 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read one JSON document."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -25,14 +25,12 @@ class Chunk(NamedTuple):
     num_steps: int
 
     def micro_batch(self, number: int) -> list[Draw]:
-        """Return the draws of one micro-batch."""
         start = self.starts[number]
         cuts = self.order[start : start + self.sizes[number]]
         source, epoch, row, _, _ = self.draws
         return list(map(Draw, source[cuts].tolist(), epoch[cuts].tolist(), row[cuts].tolist()))
 
     def length(self) -> float:
-        """Return the length of all examples together."""
         return float(self.draws.length.sum(dtype=np.float64))
 
     def padded_length(self) -> np.ndarray:

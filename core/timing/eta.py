@@ -45,7 +45,6 @@ class Eta:
 
     @property
     def num_samples(self) -> int:
-        """The number of steps in the mean."""
         return len(self._steps_s)
 
     def step_s(self) -> float | None:

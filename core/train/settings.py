@@ -73,17 +73,14 @@ class TrainingConfig(JobConfig):
 
     @property
     def kept_checkpoints(self) -> CheckpointConfig:
-        """The rules by which checkpoints stay."""
         return self.checkpoint
 
     @property
     def watchdog(self) -> WatchdogConfig:
-        """The time that a rank may be silent."""
         return self.train.watchdog
 
     @property
     def timing(self) -> TimingConfig:
-        """The steps that the speed of a rank is taken of."""
         return self.train.timing
 
 

@@ -31,7 +31,6 @@ class LaunchRequest:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `launch`."""
     parser.add_argument("sub", metavar="FILE.sub", type=Path, help="a sbatch script, or a pipeline.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings over the recipe's config")
     parser.add_argument("-n", dest="num_links", type=positive_int, default=1, metavar="N", help="links (default 1)")

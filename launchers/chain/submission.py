@@ -4,6 +4,7 @@ The job is `env BATON_LINK=.. bash FILE.sub run.name=NAME key=value ..` as a lis
 ever becomes shell text. It runs through `subprocess.run`, so that its output goes straight to the job's log.
 """
 
+import hashlib
 import os
 import shlex
 import subprocess
@@ -21,7 +22,6 @@ from submitit.slurm.slurm import SlurmExecutor, SlurmJob, _make_sbatch_string
 from core.rundir.environment import ENV_GATE, ENV_LINK, ENV_LINK_SEED, ENV_LOCAL_TASKS, ENV_RUNS
 from core.rundir.files import LOGS
 from core.rundir.ledger import link_logs
-from launchers.chain.seeds import link_seed
 from launchers.here.environment import ROOT
 from launchers.here.machine import num_cores, visible_gpus
 from launchers.slurm.commands import submit
@@ -43,7 +43,6 @@ class LaunchedRun:
     gate: str | None = None  # the run that must be done before this one begins
 
     def seed(self, link: int) -> int:
-        """Return the seed of a link."""
         return link_seed(self.seed_base, link)
 
     def arguments(self) -> list[str]:
@@ -215,3 +214,9 @@ def debug_here(run: LaunchedRun, link: int) -> DebugJob[Any]:
     positional, named = run.call(link)
     job: DebugJob[Any] = DebugExecutor(folder=run.log_folder(link)).submit(*positional, **named)
     return job
+
+
+def link_seed(base: int | str, link: int) -> int:
+    """Return 32 bits that follow from the run's seed (or its name, where the recipe keeps its default) and the link."""
+    digest = hashlib.sha256(f"baton link {base} {link}".encode()).digest()
+    return int.from_bytes(digest[:4], "big")

@@ -10,7 +10,6 @@ from launchers.runs import valid_name
 
 
 def sweep_directory(name: str) -> Path:
-    """Return the directory of a sweep."""
     return runs_root() / valid_name(name)
 
 
@@ -21,7 +20,6 @@ def read_sweep(name: str) -> dict[str, Any] | None:
 
 
 def write_sweep(name: str, content: dict[str, Any]) -> None:
-    """Write sweep.json."""
     sweep_directory(name).mkdir(parents=True, exist_ok=True)
     write_json(sweep_directory(name) / SWEEP, content)
 

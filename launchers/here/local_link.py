@@ -13,7 +13,7 @@ from core.rundir.ledger import newest_step, read_links, record_link
 from core.rundir.processes import StopRequests, find_writer, session_members
 from launchers.chain.stop_rule import LinkOutcome
 from launchers.chain.submission import LaunchedRun, debug_here, start_here
-from launchers.show.log_tail import LogTail
+from launchers.show.logs import LogTail
 
 POLL_S = 0.2
 LARGEST_MARGIN_S = 60.0

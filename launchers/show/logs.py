@@ -1,18 +1,45 @@
 """`logs`: what a link printed, and with -f what it and the links after it go on to print."""
 
+import codecs
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from core.rundir.ledger import LinkRecord, read_links
 from launchers.runs import LaunchError, find_run
-from launchers.show.log_tail import LogTail
 from launchers.show.run_state import state_of
 from launchers.slurm.queue import active, read_queue
 
 POLL_S = 0.5
 IDLE_CHECKS = 10  # between two links a chain looks idle for a moment
 QUEUE_EVERY = 10  # SLURM is asked less often than files
+
+
+class LogTail:
+    """A reader that prints what a growing log gets, whole lines at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._rest = ""
+
+    def pump(self, *, last: bool = False) -> None:
+        """Print the whole lines that are new; with `last` the unfinished one as well."""
+        if self._path.exists():
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                fresh = file.read()
+            self._offset += len(fresh)
+            self._rest += self._decoder.decode(fresh)
+        lines, newline, self._rest = self._rest.rpartition("\n")
+        text = lines + newline + (self._rest if last else "")
+        if last:
+            self._rest = ""
+        if text:
+            sys.stdout.write(text)
+            sys.stdout.flush()
 
 
 def show_logs(name: str, *, link: int | None, follow: bool) -> None:

@@ -27,7 +27,6 @@ DIED = frozenset("BOOT_FAIL DEADLINE NODE_FAIL OUT_OF_MEMORY PREEMPTED TIMEOUT".
 
 
 def facts_of(runs: Iterable[Path]) -> list[dict[str, Any]]:
-    """Return the facts of some runs."""
     return facts_from({run: read_events(run) for run in runs})
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from core.rundir.files import DONE, FAILED, STOP
-from launchers.chain.seeds import link_seed
+from launchers.chain.submission import link_seed
 from tests.slurm.conftest import Slurm
 
 HOSTILE = "$(touch pwned) `id` 'x' \"y\" ; exit 3 \\ \u0448\u0430\u0433"

@@ -54,7 +54,6 @@ class Heartbeat:
 
     @property
     def has_begun(self) -> bool:
-        """Whether a record has come."""
         return bool(self._arrivals_s)
 
     def _words(self) -> str:

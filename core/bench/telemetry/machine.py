@@ -28,7 +28,6 @@ class Gpus:
 
     @classmethod
     def seen(cls) -> "Gpus":
-        """Return those of this machine."""
         return cls(ask_nvidia_smi(tuple(QUERY.values())) or [])
 
     @classmethod

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch.utils.data
 
-from core.data.batch import Batch, MakeSample, Sample, collate
+from core.data.batch import MakeSample, PaddedBatch, Sample, collate
 from core.data.reading import BadSample, read_cut
 from core.data.shar.shards import Shar, Shard
 from core.samplers.plan import PlanConfig
@@ -25,7 +25,7 @@ BUFFER_CUTS = 1000  # encoded audio of so many cuts is held by each reader: some
 
 
 @dataclass(frozen=True)
-class SharBatches(torch.utils.data.IterableDataset[Batch]):
+class SharBatches(torch.utils.data.IterableDataset[PaddedBatch]):
     """The endless micro-batches of a dp rank; in a loader's worker, of that worker alone.
 
     All follows from `seed` and the reader's number, never from a worker's own seed.
@@ -40,7 +40,7 @@ class SharBatches(torch.utils.data.IterableDataset[Batch]):
     first_reader: int
     num_readers: int
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[PaddedBatch]:
         worker = torch.utils.data.get_worker_info()
         reader = self.first_reader + (0 if worker is None else worker.id)
         damaged: list[BadSample] = []

@@ -15,7 +15,7 @@ from typing import Any
 from core.data.batch import MakeSample, Sample
 from core.data.shar.batches import BUFFER_CUTS, SharBatches
 from core.data.shar.shards import Shar
-from core.data.stream import LoaderConfig, Step, load
+from core.data.stream import BatchedStep, LoaderConfig, load
 from core.distributed import Ranks
 from core.rundir.environment import link_from_environment
 from core.samplers.admission import Source, admit
@@ -99,7 +99,7 @@ class SharStream:
         buffer = min(BUFFER_CUTS, self._plan.chunk_draws)
         return [line, f"data.order=randomized: {self.num_readers} readers, each mixes at most {buffer:,} cuts"]
 
-    def steps(self, position: Mapping[str, Any] | None = None) -> Iterator[Step]:
+    def steps(self, position: Mapping[str, Any] | None = None) -> Iterator[BatchedStep]:
         """A new order, whatever `position` says but for how far the run is. All ranks together.
 
         ValueError where the run was trained on other data or in exact order so far, unless that is accepted; and where
@@ -135,7 +135,7 @@ class SharStream:
                 "plan": {"segment": segment, "chunk": 0, "offset": 0},  # from where an exact order would go on
                 "fingerprint": self.fingerprint,
             }
-            yield Step(step, place, num_examples / self.num_examples)
+            yield BatchedStep(step, place, num_examples / self.num_examples)
 
     def _begin(self, position: Mapping[str, Any] | None) -> tuple[int, int, int]:
         """(segment, steps, examples) of the run so far."""

@@ -95,7 +95,6 @@ class Hubert(nn.Module):
         return frames.hidden.to(torch.promote_types(frames.hidden.dtype, torch.float32)), frames.lengths
 
     def blocks(self) -> list[nn.Module]:
-        """Return the modules to checkpoint, compile and shard one by one."""
         return list(self.encoder.layers)
 
     def output_lengths(self, num_samples: Any) -> Any:
@@ -133,7 +132,6 @@ class HubertPretraining(nn.Module):
         return HubertOutput(self.head(frames.hidden.gather(1, index)), frames.penalties)
 
     def blocks(self) -> list[nn.Module]:
-        """Return the modules to checkpoint, compile and shard one by one."""
         return self.hubert.blocks()
 
 
@@ -212,5 +210,4 @@ class HubertCTC(nn.Module):
         return CTCOutput(self.head(frames.hidden), frames.lengths, [])
 
     def blocks(self) -> list[nn.Module]:
-        """Return the modules to checkpoint, compile and shard one by one."""
         return self.hubert.blocks()

@@ -14,7 +14,7 @@ from core.rundir.files import DONE, FAILED, LEASE, STOP
 from core.rundir.ledger import read_links
 from core.rundir.processes import find_writer
 from core.rundir.whole_files import read_records, write_json
-from launchers.chain.seeds import link_seed
+from launchers.chain.submission import link_seed
 from tests.launchers.conftest import Launcher, launcher_command, write_sub
 
 

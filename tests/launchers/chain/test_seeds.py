@@ -2,7 +2,7 @@
 
 import hashlib
 
-from launchers.chain.seeds import link_seed
+from launchers.chain.submission import link_seed
 
 
 def test_seed_is_the_published_function() -> None:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launchers.chain.seeds import link_seed
-from launchers.chain.submission import LaunchedRun, slurm_parameters, submission_text
+from launchers.chain.submission import LaunchedRun, link_seed, slurm_parameters, submission_text
 from launchers.here.environment import ROOT
 from launchers.slurm.header import Header, read_header
 

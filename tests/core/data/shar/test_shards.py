@@ -17,7 +17,7 @@ from core.data.index import ManifestIndex, write_manifest
 from core.data.reading import BadSample, Reading, read_cut
 from core.data.shar.shards import Shar
 from core.data.shar.stream import SharStream, check_shares, link_seed
-from core.data.stream import LoaderConfig, Step
+from core.data.stream import BatchedStep, LoaderConfig
 from core.distributed import Ranks
 from core.recognition.asr import AsrConfig
 from core.rundir.environment import ENV_LINK_SEED
@@ -64,7 +64,7 @@ def stream(directory: Path, *, seed: int = 1, ranks: Ranks = ALONE, workers: int
     )  # fmt: skip
 
 
-def ids(steps: Iterator[Step], num: int) -> list[list[list[str]]]:
+def ids(steps: Iterator[BatchedStep], num: int) -> list[list[list[str]]]:
     return [[batch.sample_ids for batch in step.batches] for step in islice(steps, num)]
 
 
