@@ -105,7 +105,7 @@ def functions() -> list[Kernel]:
 
 
 def _recipes_layers() -> Iterator[nn.Module]:
-    """Layers of the recipes' models, without memory."""
+    """Yield layers of the recipes' models, without memory."""
     with torch.device("meta"):
         yield nn.Conv1d(32, 32, 16, padding=8, groups=4)  # of no recipe: the one that was found to be wrong
         for width, kernel, groups in ((128, 32, 8), (768, 128, 16)):  # HuBERT's positions
@@ -127,7 +127,7 @@ def _recipes_layers() -> Iterator[nn.Module]:
 
 
 def _of_layer(module: nn.Module) -> Iterator[Kernel]:
-    """The kernels of a layer; of a convolution in groups also in the layout of a transposed input, as in models."""
+    """Yield the kernels of a layer; of a convolution in groups also in the layout of a transposed input."""
     weight = getattr(module, "weight", None)
     if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) or weight is None or weight.numel() > MOST_WEIGHTS:
         return
@@ -155,7 +155,7 @@ def _of_layer(module: nn.Module) -> Iterator[Kernel]:
 def _errors(
     kernel: Kernel, dtypes: Sequence[torch.dtype], device: torch.device | str
 ) -> Iterator[tuple[torch.dtype, str, float, float]]:
-    """(dtype, what, its largest error, the largest value) of the result and of the gradient of each argument."""
+    """Yield (dtype, what, its largest error, the largest value) of the result and of each argument's gradient."""
     random = torch.Generator().manual_seed(0)
     inputs = [torch.randn(shape, generator=random).bfloat16() for shape in kernel.shapes]
     expected = _results(kernel, [one.double() for one in inputs])
@@ -167,7 +167,7 @@ def _errors(
 
 
 def _results(kernel: Kernel, inputs: list[Tensor]) -> list[Tensor]:
-    """The result, and the gradients of the inputs for some gradient of the result."""
+    """Return the result, and the gradients of the inputs for some gradient of the result."""
     for one in inputs:
         one.requires_grad_()
     result = kernel.compute(*inputs)

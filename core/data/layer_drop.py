@@ -29,12 +29,12 @@ class LayerDropStream:
         return self.stream.describe()
 
     def steps(self, position: Mapping[str, Any] | None = None) -> Iterator[BatchedStep]:
-        """As of the stream: a resumed run drops what it would have dropped."""
+        """Yield the stream's steps; a resumed run drops the layers that it would have dropped."""
         for step in self.stream.steps(position):
             dropped = self.dropped(step.position["plan"])
             yield replace(step, batches=[replace(batch, dropped_layers=dropped) for batch in step.batches])
 
     def dropped(self, place: Mapping[str, int]) -> tuple[int, ...]:
-        """The numbers of the layers to pass over in the step that ends at `place` of the plan, which no other does."""
+        """Return the layers to pass over in the step that ends at `place` of the plan, which no other does."""
         draws = generator(self.seed, "layer_drop", *place.values()).random(self.num_layers)
         return tuple(number for number, draw in enumerate(draws.tolist()) if draw < self.probability)

@@ -39,7 +39,7 @@ class PcmCache:
 
     @classmethod
     def open(cls, index: ManifestIndex) -> "PcmCache":
-        """The cache beside a manifest; ValueError where it is missing, damaged, or of another manifest."""
+        """Open the cache beside a manifest; ValueError where it is missing, damaged, or of another manifest."""
         cache = cls._map(cache_path(index.manifest))
         if cache.card.manifest != manifest_checksum(index.manifest):
             raise ValueError(f"{cache.directory}: of another manifest than {index.manifest} is now; delete the folder")
@@ -63,11 +63,11 @@ class PcmCache:
         return len(self._offsets) - 1
 
     def num_samples(self, row: int) -> int:
-        """0 for a cut that could not be read."""
+        """Return the samples of a cut; 0 for one that could not be read."""
         return int(self._offsets[row + 1] - self._offsets[row])
 
     def read(self, row: int, *, start: int = 0, num: int | None = None) -> np.ndarray:
-        """`num` samples (all) of a cut from `start` on, or as many as there are: (S,) float32, full scale 1."""
+        """Return `num` samples (all) of a cut from `start` on, as many as there are: (S,) float32, full scale 1."""
         begin, end = int(self._offsets[row]) + start, int(self._offsets[row + 1])
         stop = end if num is None else min(end, begin + num)
         samples = self._samples[begin:stop].astype(np.float32)
@@ -83,7 +83,7 @@ def cache_path(manifest: Path) -> Path:
 
 
 def manifest_checksum(manifest: Path) -> str:
-    """Of all it says: a gigabyte a second."""
+    """Hash all that a manifest says, at a gigabyte a second."""
     checksum = 0
     with manifest.open("rb") as file:
         while block := file.read(1 << 20):
@@ -92,7 +92,7 @@ def manifest_checksum(manifest: Path) -> str:
 
 
 def write_cache(manifest: Path, clips: Iterable[np.ndarray], *, sample_rate_hz: int) -> PcmCache:
-    """A cache of `clips`, the samples of the manifest's cuts in its order, (S,) float; an empty one for none.
+    """Write a cache of `clips`, the samples (S,) float of the manifest's cuts in its order; empty for none.
 
     Clip by clip, so that memory does not grow; there whole or not at all.
     """

@@ -29,7 +29,7 @@ class BadSample(Exception):  # noqa: N818 (a word of the design; it is collected
         return f"{self.sample_id}: {self.reason} ({self.path})"
 
     def to_record(self) -> dict[str, str]:
-        """One line of `bad_samples.jsonl`."""
+        """Return a line of `bad_samples.jsonl`."""
         return {"sample_id": self.sample_id, "reason": self.reason, "path": self.path}
 
 
@@ -51,7 +51,7 @@ class Reading:
         return len(self.samples) / self.sample_rate_hz
 
     def text(self) -> str:
-        """What is said in the cut, its supervisions in the order of time; BadSample where there is nothing."""
+        """Return what is said in the cut, in the order of time; BadSample where there is nothing."""
         supervisions = sorted(self.cut.supervisions, key=lambda supervision: supervision.start)
         text = " ".join(supervision.text.strip() for supervision in supervisions if (supervision.text or "").strip())
         if not text:
@@ -59,7 +59,7 @@ class Reading:
         return text
 
     def bad(self, reason: str) -> BadSample:
-        """To raise where a later stage cannot use the sample, e.g. for a letter outside the vocabulary."""
+        """Return an error to raise where the sample cannot be used, e.g. for a letter outside the vocabulary."""
         return BadSample(self.sample_id, reason, self.path)
 
 
@@ -112,7 +112,7 @@ def place_of(record: dict[str, Any]) -> Place:
 
 
 def read_place(place: Place, *, content: bytes | None = None) -> np.ndarray:
-    """Its samples (S,) float32, only these decoded; BadSample as `read_cut`. `content`: what the file holds."""
+    """Return samples (S,) float32, only these decoded; BadSample as `read_cut`. `content`: what the file holds."""
     sample_id, path = place.sample_id, place.path
     try:
         decoded = decode(Path(path), content=content, start_s=place.start_s, duration_s=place.duration_s)
@@ -133,7 +133,7 @@ def read_place(place: Place, *, content: bytes | None = None) -> np.ndarray:
 
 
 def _source(cut: "MonoCut") -> "AudioSource":
-    """Where the cut's channel is."""
+    """Return where the cut's channel is."""
     recording: Any = cut.recording
     if recording is None:
         raise BadSample(cut.id, "no recording", "")
@@ -148,7 +148,7 @@ def _source(cut: "MonoCut") -> "AudioSource":
 
 
 def _origin(cut: "MonoCut") -> str:
-    """The shard of a cut whose audio came with it."""
+    """Return the shard of a cut whose audio came with it."""
     return str((cut.custom or {}).get("shard_origin", "memory"))
 
 

@@ -50,7 +50,7 @@ class Claims:
 
     @contextmanager
     def held(self, name: str) -> Iterator[bool]:
-        """Whether the claim is ours, until the block ends; False where another process holds it."""
+        """Claim a piece until the block ends; False where another process holds it."""
         place = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=7).digest(), "big")
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
@@ -67,7 +67,7 @@ class SharedWork:
     """All ranks of a job call every method together."""
 
     def __init__(self, path: Path, *, ranks: Ranks, stops: Stops, rng: np.random.Generator) -> None:
-        """`path`: of the file with the locks. `rng`: another one in every job and rank, so that they begin apart."""
+        """Take the `path` of the file with the locks, and an `rng` that differs by job and rank: they begin apart."""
         self._claims = Claims(path)
         self._ranks, self._stops, self._rng = ranks, stops, rng
         self.num_made = 0  # pieces, by all ranks of this job
@@ -103,7 +103,7 @@ class SharedWork:
         return True
 
     def by_one(self, name: str, make: Callable[[], None], *, is_done: Callable[[], bool]) -> bool:
-        """`make`, called by every rank of the job that comes first; False when stopped while another is at it."""
+        """Call `make` on all ranks of the job that comes first; return False when stopped while another is at it."""
         while True:
             with self._first_holds(name) as is_ours:
                 is_there, is_ours = self._ranks.from_first((is_done(), is_ours) if self._ranks.is_first else None)

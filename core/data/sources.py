@@ -58,7 +58,7 @@ class TrainingSource(NamedTuple):
 
 
 def open_sources(path: Path) -> list[TrainingSource]:
-    """The manifests of a blend (`.yaml`), or the one manifest that `path` is. ValueError, with file and line."""
+    """Open the manifests of a blend (`.yaml`), or the one that `path` is. ValueError, with file and line."""
     if path.suffix not in (".yaml", ".yml"):
         return [TrainingSource(path.stem, ManifestIndex.open(path), 1)]
     blend = load(BlendConfig, path)

@@ -56,7 +56,7 @@ class TrainStream:
     def __init__(
         self, plan: Plan, dataset: PlannedDataset, *, config: LoaderConfig, ranks: Ranks, accept_data: bool = False
     ) -> None:
-        """ValueError where the number of dp ranks does not divide the micro-batches of a step.
+        """Raise ValueError where the number of dp ranks does not divide the micro-batches of a step.
 
         `accept_data`: a run that was trained on other manifests goes on with these, as a new segment of the plan.
         """
@@ -70,7 +70,7 @@ class TrainStream:
         return self._plan.statistics.describe()
 
     def steps(self, position: Mapping[str, Any] | None = None) -> Iterator[BatchedStep]:
-        """From `position`, the one of the last step trained on; None: from the start.
+        """Yield steps from `position` on, that of the last step trained on; None: from the start.
 
         ValueError where the position belongs to other data, unless that is accepted.
         """
@@ -106,7 +106,7 @@ class TrainStream:
 def evaluation_batches(
     plan: EvaluationPlan, dataset: PlannedDataset, *, config: LoaderConfig, ranks: Ranks
 ) -> Iterable[Any]:
-    """This rank's share of an evaluation: every example once over all ranks, the same number of batches on each."""
+    """Return a rank's share of an evaluation: each example once over all ranks, as many batches on each."""
     draws = plan.batches(ranks.dp_rank, ranks.dp_size)
     return load(dataset, draws, config=config, ranks=ranks)
 
@@ -118,7 +118,7 @@ def load(
     config: LoaderConfig,
     ranks: Ranks,
 ) -> Iterable[Any]:
-    """The batches of `draws`, in their order, or those that the dataset itself yields; read ahead by the workers."""
+    """Return the batches of `draws` in order, or those that the dataset itself yields; workers read ahead."""
     return DataLoader(
         dataset,  # type: ignore[arg-type]  # it asks for torch's own base class, and uses no more than the protocol
         sampler=draws,

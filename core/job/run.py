@@ -59,7 +59,7 @@ class Run(Generic[C]):
         return self.config.run.seed
 
     def stops(self, piece_s: float) -> bool:
-        """Whether any rank wants to stop, after a piece of work of so many seconds; called by all ranks together."""
+        """Return whether any rank wants to stop, after a piece of work of so many seconds. All ranks together."""
         self.stop.observe(step_s=piece_s)
         return self.ranks.any(self.stop.reason is not None)
 

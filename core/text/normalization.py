@@ -119,28 +119,28 @@ def _read_aloud(digits: str, decimals: str | None, ordinal: str | None) -> str:
     grouped = "," in digits
     digits = digits.replace(",", "")
     if decimals is not None:
-        return f"{_cardinal(digits)} point {_one_by_one(decimals)}"
+        return f"{_cardinal(digits)} point {_digit_by_digit(decimals)}"
     if ordinal is not None:
         *head, last = _cardinal(digits).split()
         last = _ORDINALS.get(last) or (last.removesuffix("y") + "ie" if last.endswith("y") else last) + "th"
         return " ".join([*head, last])
     if digits.startswith("0") and len(digits) > 1:
-        return _one_by_one(digits)
+        return _digit_by_digit(digits)
     if len(digits) <= 3 or grouped or digits.endswith("000"):
         return _cardinal(digits)
     if len(digits) == 4 and digits.endswith("00"):
         return f"{spell_number(int(digits[:2]))} hundred"
-    return _one_by_one(digits)
+    return _digit_by_digit(digits)
 
 
 def _read_group(digits: str) -> str:
     """Spell a part of a telephone number: 800 is eight hundred, 555 is five five five."""
-    return _cardinal(digits) if digits.endswith("00") and not digits.startswith("0") else _one_by_one(digits)
+    return _cardinal(digits) if digits.endswith("00") and not digits.startswith("0") else _digit_by_digit(digits)
 
 
 def _cardinal(digits: str) -> str:
-    return spell_number(int(digits)) if int(digits) < 10**12 else _one_by_one(digits)
+    return spell_number(int(digits)) if int(digits) < 10**12 else _digit_by_digit(digits)
 
 
-def _one_by_one(digits: str) -> str:
+def _digit_by_digit(digits: str) -> str:
     return " ".join(_SMALL[int(digit)] for digit in digits)

@@ -34,7 +34,7 @@ class Progress:
 
     @classmethod
     def restored(cls, run: TrainingRun, engine: Engine) -> "Progress":
-        """From the newest checkpoint, which also fills the engine; a new run starts at 0."""
+        """Return the progress of the newest checkpoint, which also fills the engine; a new run starts at 0."""
         train = run.config.train
         progress = cls(train.validate_every_steps, EarlyStop(train.early_stop) if train.early_stop else None)
         state = run.checkpoints.restore(engine)
@@ -45,7 +45,7 @@ class Progress:
         return progress
 
     def go_back(self, run: TrainingRun, engine: Engine) -> bool:
-        """Weights and optimizer as they were in the newest checkpoint, but with the data that follows now.
+        """Take weights and optimizer back from the newest checkpoint, but go on with the data that follows now.
 
         The same data would end in the same way. False, and nothing done, where there is no checkpoint or where this
         has been tried from the newest one already. All ranks together.
@@ -60,7 +60,7 @@ class Progress:
         return True
 
     def _take(self, state: Mapping[str, Any], run: TrainingRun, engine: Engine) -> None:
-        """What belongs to the weights of a checkpoint."""
+        """Take what belongs to the weights of a checkpoint."""
         for name in ("step", "validated_step", "is_early"):
             setattr(self, name, state[name])
         self.train_loss = state.get(TRAIN_LOSS)
@@ -82,7 +82,7 @@ class Progress:
     def save(
         self, run: TrainingRun, engine: Engine, *, metrics: Mapping[str, float] | None = None, wait: bool = False
     ) -> None:
-        """A checkpoint of now; all ranks together. While updates are being skipped it waits for one that is not.
+        """Save now, all ranks together; while updates are being skipped, wait for one that is not.
 
         So that there is one from before to go back to; but the last of a link (`wait`) is saved as it is.
         """
@@ -111,12 +111,12 @@ class Progress:
         run.stop.observe(save_s=run.checkpoints.save_s)
 
     def _reduced(self, run: TrainingRun, names: Sequence[str]) -> Tensor:
-        """The sums of these names over all ranks; the host waits for the device."""
+        """Return the sums of these names over all ranks; the host waits for the device."""
         totals = self.sums.as_tensor(names)
         return totals.new_tensor(run.ranks.total(totals.tolist()))
 
     def take_metrics(self, run: TrainingRun, *, names: Sequence[str]) -> dict[str, float | None]:
-        """The means since the last call, and the number of skipped updates over the run."""
+        """Return the means since the last call, and the number of skipped updates over the run."""
         totals = self._reduced(run, names)
         metrics = ratios(names, totals)
         self.skipped_updates += dict(zip(names, totals[::2].tolist(), strict=True)).get("skipped_updates", 0.0)

@@ -26,8 +26,8 @@ from core.train.settings import TrainingRun
 logger = logging.getLogger(__name__)
 
 
-class Told(NamedTuple):
-    """What each rank tells of the steps since the last record, besides its sums."""
+class RankReport(NamedTuple):
+    """The report of one rank on the steps since the last record, besides its sums."""
 
     names: list[str]  # of the sums
     host: str
@@ -81,7 +81,7 @@ class Reporter:
         self._stack.__exit__(*details)
 
     def start(self, step: int) -> None:
-        """What was written beyond `step` counts no more: training goes on there, or goes back there."""
+        """Note that training goes on, or goes back, at `step`: what was written beyond it counts no more."""
         if self._log is None:
             return
         self._log.start(step)
@@ -105,31 +105,31 @@ class Reporter:
         self._eta.add_checkpoint(time.perf_counter() - began)
 
     def log_step(self, progress: Progress, *, epoch: float) -> None:
-        """One record of the steps since the last; all ranks together."""
-        told: list[Told] = self._run.ranks.gather(self._tell(progress))
-        metrics = progress.take_metrics(self._run, names=merged_names(one.names for one in told))
+        """Write one record of the steps since the last; all ranks together."""
+        reports: list[RankReport] = self._run.ranks.gather(self._rank_report(progress))
+        metrics = progress.take_metrics(self._run, names=merged_names(one.names for one in reports))
         if self._log is None or self._train_log is None:
             return
-        metrics |= self._straggler.observe([one.own_s for one in told], hosts=[one.host for one in told])
-        metrics["run_memory_gib"] = sum(one.memory_gib for one in told)
+        metrics |= self._straggler.observe([one.own_s for one in reports], hosts=[one.host for one in reports])
+        metrics["run_memory_gib"] = sum(one.memory_gib for one in reports)
         optim = self._run.config.optim
         metrics |= {"epoch": epoch, "lr": learning_rate(optim, progress.step - 1)}
         metrics |= self._run.phases.parts.quantiles_s() | hardware_metrics(self._run.ranks.device)
-        metrics |= self._remaining([one.step_s for one in told], step=progress.step)
+        metrics |= self._remaining([one.step_s for one in reports], step=progress.step)
         self._write(metrics, phase="train", step=progress.step)
-        self._train_log.write_ranks([one.parts for one in told if one.parts is not None], step=progress.step)
+        self._train_log.write_ranks([one.parts for one in reports if one.parts is not None], step=progress.step)
 
-    def _tell(self, progress: Progress) -> Told:
-        """What this rank has to say; it waits for the device."""
+    def _rank_report(self, progress: Progress) -> RankReport:
+        """Return what this rank has to say; it waits for the device."""
         phases, names = self._run.phases, progress.sums.names()
         own_s, parts = phases.take_own_s(), None
         if self._timing.rank_scope == "all":
             loss = ratios(["loss"], progress.sums.as_tensor(["loss"]))["loss"]
             parts = RankStep(self._run.ranks.rank, loss, phases.parts.latest_s())
-        return Told(names, socket.gethostname(), own_s, self._memory.read_gib(), self._eta.step_s(), parts)
+        return RankReport(names, socket.gethostname(), own_s, self._memory.read_gib(), self._eta.step_s(), parts)
 
     def _remaining(self, steps_s: Sequence[float | None], *, step: int) -> dict[str, float | None]:
-        """The time to the end, the mean step it counts with, and how many steps that is the mean of."""
+        """Return the time to the end, the mean step it counts with, and of how many steps that is."""
         step_s = steps_s[0]
         if self._timing.eta_mode == "global_max" and step_s is not None:
             step_s = max(mean for mean in steps_s if mean is not None)

@@ -57,7 +57,7 @@ class LabelledSpeech:
 
     @classmethod
     def open(cls, config: LabelledSpeechConfig) -> "LabelledSpeech":
-        """ValueError for a manifest that is missing, and for one that is trained and validated on."""
+        """Open the manifests; ValueError for one that is missing, or that is trained and validated on."""
         sources, valid = open_sources(Path(config.train)), open_sources(Path(config.valid))
         for name in {source.name for source in sources} & {source.name for source in valid}:
             raise ValueError(f"data.valid={config.valid}: a training source has the name {name}, too")
@@ -101,5 +101,5 @@ class LabelledSpeech:
 
 
 def most_frequent_label(stores: LabelStores) -> int:
-    """Of the training labels: what a model that hears nothing would guess."""
+    """Return the training label that a model which hears nothing would guess."""
     return int(np.sum([store.counts() for store in stores.train], axis=0).argmax())

@@ -58,12 +58,12 @@ class SharBatches(torch.utils.data.IterableDataset[PaddedBatch]):
             yield collate(samples, bad=bad, dummy=self.dummy)
 
     def shards_of(self, reader: int) -> list[Shard]:
-        """Those that this reader alone reads."""
+        """Return the shards that this reader alone reads."""
         dealt = generator(self.seed, "shar.deal").permutation(len(self.shar.shards))
         return [self.shar.shards[place] for place in dealt[reader :: self.num_readers]]
 
     def _packed(self, reader: int, damaged: list[BadSample]) -> Iterator[list["MonoCut"]]:
-        """Micro-batches of cuts of similar length, drawn from a buffer that is kept full and sorted by length."""
+        """Yield micro-batches of cuts of similar length, drawn from a buffer kept full and sorted by length."""
         shards = self.shards_of(reader)
         num_own = sum(int(is_wanted(shard.durations_s, self.plan).sum()) for shard in shards)
         size = min(BUFFER_CUTS, self.plan.chunk_draws, max(num_own, 1))
@@ -78,7 +78,7 @@ class SharBatches(torch.utils.data.IterableDataset[PaddedBatch]):
                     del buffer[place]
 
     def _cuts(self, reader: int, shards: list[Shard], damaged: list[BadSample]) -> Iterator["MonoCut"]:
-        """The wanted cuts of the shards, over and over. ValueError where a whole pass finds none."""
+        """Yield the wanted cuts of the shards, over and over. ValueError where a whole pass finds none."""
         number = 0
         while True:
             num_found = 0
@@ -100,14 +100,14 @@ class SharBatches(torch.utils.data.IterableDataset[PaddedBatch]):
 
 
 def is_wanted(durations_s: np.ndarray, plan: PlanConfig) -> np.ndarray:
-    """Which cuts are used, by the same comparisons as in an exact plan."""
+    """Return which cuts are used, by the same comparisons as in an exact plan."""
     seconds = durations_s.astype(np.float32)
     is_long_enough: np.ndarray = seconds >= np.float32(plan.min_cut_s)
     return is_long_enough & (seconds <= np.float32(plan.allowed_s)) if plan.over_budget == "skip" else is_long_enough
 
 
 def _take(buffer: list["MonoCut"], *, plan: PlanConfig, rng: np.random.Generator) -> list[int]:
-    """Places in the sorted buffer: a random cut, then others of about its length, as many as the plan allows."""
+    """Return places in the sorted buffer: a random cut, others of about its length, as many as the plan allows."""
     first = int(rng.integers(len(buffer)))
     longest_s = buffer[first].duration
     most = int(plan.budget.capacity(np.array(longest_s)))

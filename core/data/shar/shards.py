@@ -29,7 +29,7 @@ class Shard:
     durations_s: np.ndarray  # (N,) float32
 
     def read(self) -> Iterator["MonoCut | BadSample"]:
-        """The cuts with their audio, still encoded; last a BadSample named after the shard where it is damaged."""
+        """Yield cuts with their audio, still encoded; last a BadSample named after the shard where it is damaged."""
         from lhotse.shar.readers.lazy import LazySharIterator
 
         num_read, problem = 0, ""
@@ -53,7 +53,7 @@ class Shar:
 
     @classmethod
     def open(cls, directory: Path) -> "Shar":
-        """Reads the metadata of every cut once. ValueError where files are missing or damaged."""
+        """Read the metadata of every cut once. ValueError where files are missing or damaged."""
         paths = sorted(directory.glob("cuts.*.jsonl*"))
         if not paths:
             raise ValueError(
@@ -70,14 +70,14 @@ class Shar:
         return np.concatenate([shard.durations_s for shard in self.shards])
 
     def cuts(self) -> Iterator["MonoCut"]:
-        """All cuts, without their audio."""
+        """Yield all cuts without their audio."""
         from lhotse.lazy import LazyManifestIterator
 
         for shard in self.shards:
             yield from LazyManifestIterator(str(shard.cuts))
 
     def spread(self, most: int) -> Iterator["MonoCut"]:
-        """At most so many cuts with their audio: the first ones of shards evenly spread."""
+        """Yield at most so many cuts with their audio: the first ones of shards evenly spread."""
         places = np.linspace(0, len(self.shards) - 1, min(len(self.shards), most)).astype(int)
         for place in places:
             for number, item in enumerate(self.shards[place].read()):

@@ -28,13 +28,13 @@ CHECKED_STEPS = 3  # at the start of a link; a wrong seed shows in the first
 
 
 def link_seed(run_seed: int, link: int) -> int:
-    """Of the link, as the launcher drew it; else derived from the run's seed and the number of the link."""
+    """Return the link's seed, as the launcher drew it or derived from the run's seed and the link's number."""
     _, seed = link_from_environment()
     return key64(run_seed, "link", link) if seed is None else seed
 
 
 def open_shar(directory: str, ranks: Ranks) -> Shar:
-    """Rank 0 reads the metadata for all; all ranks together. ValueError on all of them where it cannot be read."""
+    """Open a directory on all ranks; rank 0 reads for all. ValueError on all of them where it cannot be read."""
     shar: Shar | ValueError | None = None
     if ranks.is_first:
         try:
@@ -63,7 +63,7 @@ class SharStream:
         seed: int,
         accept_data: bool = False,
     ) -> None:
-        """`seed`: the link's. ValueError for more readers than shards, and for cuts that the plan refuses."""
+        """Take the link's `seed`. ValueError for more readers than shards, and for cuts that the plan refuses."""
         check_dp_size(ranks.dp_size, micro_batches_per_step=plan.micro_batches_per_step)
         if plan.over_budget == "crop":
             raise ValueError("plan.over_budget=crop: data.order=randomized crops nothing; use skip, alone or error")
@@ -100,7 +100,7 @@ class SharStream:
         return [line, f"data.order=randomized: {self.num_readers} readers, each mixes at most {buffer:,} cuts"]
 
     def steps(self, position: Mapping[str, Any] | None = None) -> Iterator[BatchedStep]:
-        """A new order, whatever `position` says but for how far the run is. All ranks together.
+        """Yield steps in a new order; `position` only says how far the run is. All ranks together.
 
         ValueError where the run was trained on other data or in exact order so far, unless that is accepted; and where
         the ranks do not share the data as they must.
@@ -138,7 +138,7 @@ class SharStream:
             yield BatchedStep(step, place, num_examples / self.num_examples)
 
     def _begin(self, position: Mapping[str, Any] | None) -> tuple[int, int, int]:
-        """(segment, steps, examples) of the run so far."""
+        """Return (segment, steps, examples) of the run so far."""
         if position is None:
             return 0, 0, 0
         if position["fingerprint"] != self.fingerprint and not self._accept_data:
@@ -157,7 +157,7 @@ def _advice(num_shards: int, dp_size: int) -> str:
 
 
 def check_same(ranks: Ranks, value: Any, *, name: str) -> None:
-    """ValueError, with the ranks, where not all ranks have the same `value`. All ranks together."""
+    """Raise ValueError, with the ranks, where not all have the same `value`. All ranks together."""
     values = ranks.gather(value)
     others = [rank for rank, other in enumerate(values) if other != values[0]]
     if others:
@@ -168,7 +168,7 @@ def check_same(ranks: Ranks, value: Any, *, name: str) -> None:
 
 
 def check_shares(ranks: Ranks, sample_ids: Sequence[str], *, step: int) -> None:
-    """ValueError, with the ranks, where tp ranks of a group read different examples or dp ranks the same ones.
+    """Raise ValueError, with the ranks, where tp ranks read different examples or dp ranks the same ones.
 
     All ranks together; `sample_ids` are those of this rank in one step.
     """

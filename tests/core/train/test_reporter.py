@@ -21,7 +21,7 @@ from core.rundir.files import METRICS
 from core.rundir.metrics_log import read_metrics
 from core.timing.phases import Phases, TimingConfig
 from core.train.progress import Progress
-from core.train.reporter import Reporter, Told
+from core.train.reporter import RankReport, Reporter
 from core.train.settings import TrainConfig
 
 ALONE = Ranks(0, 0, 1, 0, 1, 0, 1, torch.device("cpu"))
@@ -43,8 +43,8 @@ class WithSlowRank(Ranks):
     """Rank 0 of two; the other one has told of steps of 3 s."""
 
     def gather(self, item: Any) -> list[Any]:
-        is_told = isinstance(item, Told)
-        return [item, item._replace(step_s=3.0, own_s=2 * item.own_s)] if is_told else [item]
+        is_report = isinstance(item, RankReport)
+        return [item, item._replace(step_s=3.0, own_s=2 * item.own_s)] if is_report else [item]
 
 
 def reporter_of(
