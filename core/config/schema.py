@@ -238,11 +238,12 @@ def _follow(schema: type, root: Entry, key: str, other: str) -> None:
         return
     *path, last = key.split(".")
     for name in path:
-        members = _members(fields(schema)[name].annotation)
-        child = entry.value.get(name)
+        if not isinstance(entry.value, dict) or name not in fields(schema):
+            return
+        members, child = _members(fields(schema)[name].annotation), entry.value.get(name)
         kind = child.value.get("kind") if child is not None and isinstance(child.value, dict) else None
         sections = [m for m in members if is_section(m) and (kind is None or kind.value in _kinds(m))]
-        if len(sections) != 1 or (child is None and len(members) > 1) or not isinstance(entry.value, dict):
+        if len(sections) != 1 or (child is None and len(members) > 1):
             return
         if child is None:
             child = entry.value[name] = Entry({}, given.source, given.line)

@@ -109,3 +109,12 @@ def test_a_wrong_section_does_not_hide_what_contradicts_itself(tmp_path: Path) -
     assert [":6: optim.schedule" in line or "stop.a: unknown key" in line for line in raised.value.problems] == [
         True
     ] * 2
+
+
+@pytest.mark.parametrize("broken", ["optim: 3", "optim: null", "optim: {lr: 1, schedule: [cosine]}", "train: 5"])
+def test_what_is_no_section_is_said_and_nothing_else_breaks(tmp_path: Path, broken: str) -> None:
+    name = broken.partition(":")[0]
+    lines = text(max_steps="max_steps: 5", schedule=COSINE, model="size: 7").splitlines()
+    kept = [line for line in lines if not line.startswith((name, "  "))]
+    with pytest.raises(ConfigError, match=f"{name}.*expected"):
+        made(tmp_path, "\n".join([*kept, broken]))
