@@ -178,9 +178,10 @@ def test_the_controller_may_restart(slurm: Slurm) -> None:
 
 
 def test_a_chain_waits_for_another_job(slurm: Slurm) -> None:
-    before = slurm.ask("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 2").strip()
+    before = slurm.ask("sbatch", "--parsable", "--output=/dev/null", "--wrap=sleep 60").strip()
     slurm.launch("-n2", "--after", before, slurm.sub())
     assert slurm.facts(slurm.links()[0].job_id or "")["Dependency"].startswith(f"afterany:{before}")
+    slurm.ask("scancel", before)
     slurm.wait_until_over()
     assert (slurm.runs / "fake" / DONE).exists()
 
