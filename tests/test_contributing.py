@@ -74,6 +74,6 @@ def test_it_goes_on_exactly(checkout: Path, whole: Path, tmp_path: Path) -> None
 
 
 def test_two_ranks_do_what_one_does(checkout: Path, whole: Path, tmp_path: Path) -> None:
-    run = train(checkout, tmp_path, "run.link_steps=6", ranks=2)
+    run = train(checkout, tmp_path, "train.max_steps=6", "train.validate_every_steps=null", ranks=2)
     assert runs.samples(run) == runs.samples(whole)[:6]
     assert runs.losses(run) == pytest.approx(runs.losses(whole)[:6], rel=1e-4)
